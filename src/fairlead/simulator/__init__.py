@@ -1,0 +1,1 @@
+"""A cluster of replicas, simulated one engine iteration at a time."""
