@@ -1,0 +1,44 @@
+# `make demo` and `make test` set up everything they need. `make help` lists the targets.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO_OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
+
+.DEFAULT_GOAL := help
+.PHONY: demo test check format help clean $(VENV)
+
+help:  ## Show this list.
+	@echo "Targets:"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
+	@echo "Variables: PYTHON (now $(PYTHON); needs 3.11 or later), DEMO_OUT (folder for the demo's results)"
+
+# The environment is made once; it is brought up to date when the dependencies change.
+$(VENV): $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "error: Fairlead needs Python 3.11 or later, and '$(PYTHON)' is not that; name one: make PYTHON=python3.12 ..." >&2; \
+		exit 2; }
+	@echo "Setting up $(VENV) (once; about two minutes) ..."
+	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,test]'
+	@touch $@
+
+test: check  ## Run all checks and all tests.
+	@$(BIN)/python -m pytest
+
+check: $(STAMP)  ## Lint, check format, types and the import order of the packages.
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -q tests/test_layering.py
+
+format: $(STAMP)  ## Format the code in place.
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean:  ## Remove the environment and the caches (runs/ is kept).
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
