@@ -1,5 +1,8 @@
 # `make demo` and `make test` set up everything they need. `make help` lists the targets.
 
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
+
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,9 +24,13 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "error: Fairlead needs Python 3.11 or later, and '$(PYTHON)' is not that; name one: make PYTHON=python3.12 ..." >&2; \
 		exit 2; }
-	@echo "Setting up $(VENV) (once; about two minutes) ..."
+	@echo "Setting up $(VENV) (only the first time; one to three minutes) ..."
 	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,test]'
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[train,test]' 2>&1 \
+		| tee $(VENV)/install.log \
+		| awk '/^Collecting/ && ++n % 10 == 0 {print "  " n " packages found"; fflush()} \
+		       /^Installing collected/ {print "  installing them"; fflush()}' \
+		|| { echo "error: the installation failed; its last lines:" >&2; tail -n 15 $(VENV)/install.log >&2; exit 1; }
 	@touch $@
 
 test: check  ## Run all checks and all tests.
