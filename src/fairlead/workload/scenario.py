@@ -1,0 +1,264 @@
+"""Scenarios: a cluster, its workload and what counts as good, in one validated file.
+
+Scenarios that ship with Fairlead are YAML files in `scenarios/`; a user's own file is accepted wherever
+a name is. The docstring under each key is its help text.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+import yaml
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+
+from fairlead.errors import FairleadError
+from fairlead.workload.arrivals import Arrivals
+from fairlead.workload.lengths import LengthModel
+from fairlead.workload.requests import Requests
+from fairlead.workload.section import Section, did_you_mean, first_problem, invalid
+from fairlead.workload.tables import table_text
+
+Split = Literal["train", "evaluate"]
+
+
+def check_load(load: float) -> float:
+    """`load`, if it is a sensible fraction of the cluster's capacity.
+
+    Raises:
+        FairleadError: unless 0 < load < 1.5.
+    """
+    # Written so that a NaN is refused too.
+    if not 0 < load < 1.5:
+        raise FairleadError(
+            f"load {load:g} is not between 0 and 1.5: give a fraction of capacity, for example 0.7"
+        )
+    return load
+
+
+class ReplicaGroup(Section):
+    """Replicas that are alike."""
+
+    device: str
+    """The accelerator, for example a100-80g."""
+    count: int = Field(default=1, ge=1, le=1024)
+    """How many replicas."""
+    tensor_parallel: int = Field(default=1, ge=1, le=64)
+    """Devices per replica."""
+    slowdown: float = Field(default=1.0, gt=0, le=1000)
+    """Every iteration takes this many times as long as on the healthy device."""
+
+
+class EngineOptions(Section):
+    """The engine's options, under vLLM's names and with its defaults."""
+
+    max_num_batched_tokens: int = Field(default=2048, ge=1)
+    """Tokens per iteration."""
+    max_num_seqs: int = Field(default=256, ge=1)
+    """Sequences in the running batch."""
+    block_size: int = Field(default=16, ge=1)
+    """Tokens per KV block."""
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    """Share of device memory for weights, activations and KV cache."""
+    num_gpu_blocks: int | None = Field(default=None, ge=1)
+    """KV blocks per replica; default: as many as fit."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise invalid(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "
+                f"({self.max_num_seqs}), as in vLLM: each running sequence needs a token per iteration"
+            )
+        return self
+
+
+class Workload(Section):
+    """When requests come and how long they are."""
+
+    arrivals: Arrivals
+    lengths: LengthModel
+    max_tokens: int | None = Field(default=None, ge=1)
+    """The clients' limit on the output, in tokens; longer outputs stop there."""
+
+
+class ViewOptions(Section):
+    """What the router is told, beyond what it sees pass by."""
+
+    scrape_interval_s: float = Field(default=1.0, gt=0, le=3600)
+    """Seconds between two readings of the engines' metrics."""
+    speeds_declared: bool = True
+    """Whether the router knows each replica's relative speed."""
+
+
+class SLO(Section):
+    """A request is good when it meets both."""
+
+    ttft_s: float = Field(default=1.0, gt=0)
+    """Time to first token, seconds."""
+    tpot_s: float = Field(default=0.05, gt=0)
+    """Time per output token after the first, seconds."""
+
+
+Load = Annotated[float, AfterValidator(check_load)]
+
+
+class Scenario(Section):
+    """A cluster, its workload, the loads to try and what counts as good."""
+
+    name: str = Field(min_length=1)
+    """The file's name without .yaml, unless given."""
+    description: str = ""
+    """One or two sentences for `fairlead scenarios`."""
+    model: str = "llama-3-8b"
+    """The model that every replica serves."""
+    replicas: tuple[ReplicaGroup, ...] = Field(min_length=1)
+    """Groups of equal replicas, numbered in this order."""
+    engine: EngineOptions = EngineOptions()
+    workload: Workload
+    loads: tuple[Load, ...] = Field(default=(0.5, 0.7, 0.9), min_length=1)
+    """Fractions of measured capacity."""
+    view: ViewOptions = ViewOptions()
+    slo: SLO = SLO()
+
+    @property
+    def num_replicas(self) -> int:
+        """Replicas of all groups together."""
+        return sum(group.count for group in self.replicas)
+
+    def hash(self, keys: Collection[str] | None = None) -> str:
+        """16 hex digits that change with anything that could change a result.
+
+        Name and description do not count; of files, the content counts and not the path.
+
+        Args:
+            keys: the top-level keys to cover, for example {"model", "workload"}; default: all.
+        """
+        content = self.model_dump(mode="json", exclude={"name", "description"})
+        arrivals, lengths = content["workload"]["arrivals"], content["workload"]["lengths"]
+        for section in (arrivals, lengths):
+            if "path" in section:
+                section["path"] = _digest(Path(section["path"]).read_bytes())
+        if "table" in lengths:
+            lengths["table"] = _digest(table_text(lengths["table"]).encode())
+        if keys is not None:
+            content = {key: content[key] for key in keys}
+        return _digest(json.dumps(content, sort_keys=True).encode())
+
+    def replace(self, **changes: Any) -> "Scenario":
+        """A copy with other values for some top-level keys, validated as a file would be.
+
+        Raises:
+            FairleadError: naming the key.
+        """
+        content = {name: getattr(self, name) for name in type(self).model_fields}
+        return _validate({**content, **changes}, self.name, Path())
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def scenario_names() -> list[str]:
+    """The scenarios that ship with Fairlead, sorted."""
+    entries = (resources.files("fairlead.workload") / "scenarios").iterdir()
+    return sorted(entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml"))
+
+
+def load_scenario(name_or_file: str | Path) -> Scenario:
+    """A scenario by name, or from a YAML file of the user's own.
+
+    A file ends in .yaml or .yml, has a directory in front, or exists; names come first. Paths inside a file
+    are relative to it.
+
+    Raises:
+        FairleadError: one line that names the file and the key, and what was probably meant.
+    """
+    text, path = str(name_or_file), Path(name_or_file)
+    if text in scenario_names():
+        directory = resources.files("fairlead.workload") / "scenarios"
+        content = (directory / f"{text}.yaml").read_text(encoding="utf-8")
+        return _validate(_parse(content, text), text, Path(), name=text)
+    if path.suffix not in (".yaml", ".yml") and len(path.parts) == 1 and not path.is_file():
+        raise FairleadError(
+            f"unknown scenario {text!r}; {did_you_mean(text, scenario_names())}; or the path of a YAML file"
+        )
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise FairleadError(f"cannot read the scenario file {text}: {reason}") from None
+    return _validate(_parse(content, text), text, path.resolve().parent, name=path.stem)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, which would silently keep the last of two equal keys: here they are an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for position, key in enumerate(keys):
+            if key in keys[:position]:
+                mark = node.value[position][0].start_mark
+                raise yaml.MarkedYAMLError(problem=f"the key {key} is given twice", problem_mark=mark)
+        return super().construct_mapping(node, deep)
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    try:
+        # A subclass of SafeLoader: builds plain values only.
+        content = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}:" if mark else ""
+        problem = getattr(error, "problem", None) or "cannot be read"
+        raise FairleadError(f"{where}:{line} not valid YAML: {problem}") from None
+    if not isinstance(content, dict):
+        raise FairleadError(f"{where}: a scenario is a mapping of keys, for example 'replicas: [...]'")
+    return content
+
+
+def _validate(content: dict[str, Any], where: str, directory: Path, name: str | None = None) -> Scenario:
+    if name is not None:
+        content = {"name": name, **content}
+    try:
+        return Scenario.model_validate(content, context={"directory": directory})
+    except ValidationError as error:
+        raise first_problem(error, where) from None
+    except FairleadError as error:
+        raise FairleadError(f"{where}: {error}") from None
+
+
+def generate(scenario: Scenario, *, requests: int, rate: float, seed: int, split: Split) -> Requests:
+    """The requests of one run: a pure function of its arguments.
+
+    Gaps and lengths come from separate streams that start with `split`, so that training and evaluation
+    never share one. Another rate only stretches the arrival times; more requests only continue the run
+    (traces aside: their window depends on the number).
+
+    Args:
+        scenario: whose workload it is.
+        requests: how many, at least 1.
+        rate: mean arrivals per second, for the whole cluster.
+        seed: not negative.
+        split: "train" or "evaluate".
+
+    Raises:
+        FairleadError: for arguments out of range, and for a trace that is bad or too short.
+    """
+    if requests < 1:
+        raise FairleadError(f"requests = {requests}; at least 1 is needed")
+    if not (np.isfinite(rate) and rate > 0):
+        raise FairleadError(f"rate = {rate:g} requests/s; it must be positive and finite")
+    if seed < 0:
+        raise FairleadError(f"seed = {seed}; it must not be negative")
+    if split not in ("train", "evaluate"):
+        raise FairleadError(f"unknown split {split!r}; known: train, evaluate")
+    workload = scenario.workload
+    prompt_tokens, output_tokens = workload.lengths.draw(requests, seed, split)
+    if workload.max_tokens is not None:
+        output_tokens = np.minimum(output_tokens, workload.max_tokens)
+    arrival_s = np.cumsum(workload.arrivals.gaps(requests, seed, split)) / rate
+    return Requests(arrival_s, prompt_tokens, output_tokens)
