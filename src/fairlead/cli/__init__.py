@@ -1,0 +1,78 @@
+"""The command line: one module per verb, and `main`, which turns errors into one line and an exit code.
+
+Exit codes: 0 success; 2 something that the user can mend (bad option, bad file, unknown name), told in
+one line on stderr; 130 interrupted with Ctrl-C, with a line that says what was saved. Results go to
+stdout, everything else (progress, messages) to stderr. Anything heavy is imported inside the verbs, so
+that `fairlead --help` is instant.
+"""
+
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+from fairlead import __version__
+from fairlead.cli import bench, evaluate, report, scenarios, simulate, train
+from fairlead.cli.output import say
+from fairlead.errors import FairleadError
+
+
+def _reflow(verb: Callable[..., None]) -> str:
+    """The docstring of a verb with one line for each paragraph, so that help fills any terminal's width."""
+    paragraphs = inspect.cleandoc(verb.__doc__ or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
+# Typer raises it for every wrong option, argument or command, but exports only its subclass.
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+app = typer.Typer(
+    name="fairlead",
+    help="Learn how to route requests across the replicas of an LLM inference cluster, and prove it.\n\n"
+    "A scenario describes a cluster and its traffic. Train a router on it in simulation, then compare the "
+    "result with every standard router on the same unseen requests.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["--help", "-h"]},
+    epilog="Start with: [bold]fairlead scenarios[/bold]. Every command explains itself: "
+    "[bold]fairlead train --help[/bold].",
+)
+for _verb in (scenarios, simulate, train, evaluate, report, bench):
+    _name = _verb.__name__.rpartition(".")[2]
+    _examples = "\n\n".join(f"[bold]{line}[/bold]" for line in _verb.EXAMPLES)
+    app.command(_name, help=_reflow(_verb.command), epilog=f"Example:\n\n{_examples}")(_verb.command)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """The options of `fairlead` itself."""
+    if version:
+        typer.echo(f"fairlead {__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help(), nl=False)
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run one command (`args` as after the program's name, default: the process's own) and exit."""
+    try:
+        code = app(args=args, prog_name="fairlead", standalone_mode=False)
+    except FairleadError as error:
+        say(f"error: {' '.join(str(error).split())}")
+        code = 2
+    except _UsageError as error:
+        say(f"error: {_usage(error)}")
+        code = 2
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage(error: Exception) -> str:
+    """What was wrong with the options, and where help is, on one line."""
+    message = getattr(error, "format_message", error.__str__)()
+    command = getattr(getattr(error, "ctx", None), "command_path", "fairlead")
+    return f"{' '.join(str(message).split())} (see: {command} --help)"

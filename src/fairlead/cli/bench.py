@@ -1,0 +1,58 @@
+"""`fairlead bench`: how fast this machine simulates, trains and decides."""
+
+from enum import StrEnum
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+
+from fairlead.cli.options import Json
+from fairlead.cli.output import ProgressBar, on_interrupt, print_json, print_table
+
+EXAMPLES = ("fairlead bench simulator", "fairlead bench training --seconds 30 --json")
+
+
+class What(StrEnum):
+    """What can be measured."""
+
+    simulator = "simulator"
+    training = "training"
+    decision = "decision"
+
+
+def command(
+    what: Annotated[
+        What,
+        typer.Argument(
+            help="simulator: routed requests per second on one core; training: decisions per second, "
+            "by phase; decision: microseconds that a policy needs to place one request.",
+            show_default=False,
+        ),
+    ],
+    seconds: Annotated[
+        float, typer.Option(min=0.1, metavar="S", help="About how long to measure, after warming up.")
+    ] = 10.0,
+    json: Json = False,
+) -> None:
+    """Measure the speed of the simulator, of training, or of one routing decision.
+
+    Compilation and warm-up come first and are not counted. Close other programs for numbers worth quoting.
+    """
+    measure = import_module(f"fairlead.bench.{what.value}").measure
+    with on_interrupt(lambda: "nothing was saved"), ProgressBar() as progress:
+        result = measure(seconds, progress)
+    if json:
+        print_json(result)
+    else:
+        print_table((what.value, "value"), list(_rows(result)), right=("value",))
+
+
+def _rows(result: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested results, one row per number."""
+    rows = []
+    for key, value in result.items():
+        if isinstance(value, dict):
+            rows += _rows(value, f"{prefix}{key} ")
+        else:
+            rows.append((prefix + key, f"{value:,.4g}" if isinstance(value, float) else str(value)))
+    return rows

@@ -1,0 +1,142 @@
+"""Options that several verbs share, and how their text becomes values."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fairlead.errors import FairleadError
+
+if TYPE_CHECKING:
+    from fairlead.workload.scenario import Scenario
+
+OneScenario = Annotated[
+    str,
+    typer.Option(
+        "--scenario",
+        "-s",
+        metavar="NAME_OR_FILE",
+        help="A scenario that ships with Fairlead (see `fairlead scenarios`) or a YAML file of your own.",
+        show_default=False,
+    ),
+]
+ManyScenarios = Annotated[
+    list[str],
+    typer.Option(
+        "--scenario",
+        "-s",
+        metavar="NAME_OR_FILE,...",
+        help="Scenarios: names or YAML files, separated by commas, or the option repeated.",
+        show_default=False,
+    ),
+]
+Loads = Annotated[
+    str | None,
+    typer.Option(
+        "--load",
+        metavar="FRACTION,...",
+        help="How busy the cluster is, as fractions of its measured capacity, such as 0.6,0.85. "
+        "Default: the scenario's own loads.",
+        show_default=False,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else.")]
+
+
+def split(values: Iterable[str], what: str) -> list[str]:
+    """The distinct names in comma-separated and repeated options, in order; at least one.
+
+    Args:
+        values: the texts given.
+        what: what they name, for the error.
+    """
+    names = [name.strip() for value in values for name in value.split(",")]
+    found = list(dict.fromkeys(name for name in names if name))
+    if not found:
+        raise FairleadError(f"no {what} given; name at least one, or several separated by commas")
+    return found
+
+
+def scenario_list(values: Iterable[str]) -> "list[Scenario]":
+    """The scenarios that `--scenario` names."""
+    from fairlead.workload.scenario import load_scenario
+
+    return [load_scenario(name) for name in split(values, "scenario")]
+
+
+def load_list(text: str | None) -> list[float] | None:
+    """The loads in `text`, checked; None if the option was not given."""
+    if text is None:
+        return None
+    from fairlead.workload.scenario import check_load
+
+    loads = []
+    for part in split([text], "load"):
+        try:
+            load = float(part)
+        except ValueError:
+            raise FairleadError(
+                f"--load: {part!r} is not a number; give fractions such as 0.6,0.85"
+            ) from None
+        check_load(load)
+        loads.append(load)
+    return loads
+
+
+def seed_list(first: int, count: int) -> list[int]:
+    """`count` seeds from `first` on."""
+    if first < 0 or count < 1:
+        raise FairleadError(
+            f"{count} seeds from {first}: seeds start at 0 or above, and there is at least one"
+        )
+    return list(range(first, first + count))
+
+
+def read_settings(file: Path | None, assignments: Iterable[str]) -> dict[str, Any]:
+    """Settings from a YAML file, then `section.key=value` assignments on top (values are YAML too)."""
+    import yaml
+
+    settings: dict[str, Any] = {}
+    if file is not None:
+        try:
+            content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise FairleadError(f"cannot read the settings file {file}: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise FairleadError(f"{file} is not valid YAML: {error}") from None
+        if not isinstance(content, dict | None):
+            raise FairleadError(f"{file} must hold settings as `key: value` lines")
+        settings = content or {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not all(key.split(".")):
+            raise FairleadError(
+                f"--set {assignment}: write it as key=value, for example ppo.learning_rate=3e-4"
+            )
+        _assign(settings, key.split("."), _value(text), assignment)
+    return settings
+
+
+def _value(text: str) -> Any:
+    import yaml
+
+    for number in (int, float):  # YAML takes 3e-4, which has no dot, for a string
+        try:
+            return number(text)
+        except ValueError:
+            pass
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _assign(settings: dict[str, Any], path: list[str], value: Any, assignment: str) -> None:
+    for depth, key in enumerate(path[:-1]):
+        settings = settings.setdefault(key, {})
+        if not isinstance(settings, dict):
+            raise FairleadError(
+                f"--set {assignment}: {'.'.join(path[: depth + 1])} is a value, not a section"
+            )
+    settings[path[-1]] = value

@@ -1,0 +1,113 @@
+"""`fairlead train`: train a routing policy in simulation."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fairlead.cli.options import Loads, load_list, read_settings, scenario_list
+from fairlead.cli.output import ProgressBar, on_interrupt, say
+from fairlead.errors import FairleadError
+
+EXAMPLES = (
+    "fairlead train --scenario chat-unequal --out runs/mine",
+    "fairlead train --scenario chat-equal,chat-unequal --out runs/both "
+    "--minutes 20 --set ppo.learning_rate=3e-4",
+    "fairlead train --out runs/both --resume",
+)
+
+
+def command(
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR", help="A new folder for the policy, checkpoints and logs.", show_default=False
+        ),
+    ],
+    scenario: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--scenario",
+            "-s",
+            metavar="NAME_OR_FILE,...",
+            help="Scenarios to train on: names or YAML files, separated by commas, or the option repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    load: Loads = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.yaml",
+            help="Training settings; what it leaves out keeps its default.",
+            show_default=False,
+        ),
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change one setting; may be repeated.", show_default=False
+        ),
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ROUTER",
+            help="The router that the policy imitates before it learns on its own. Default: lookahead.",
+            show_default=False,
+        ),
+    ] = None,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Skip the imitation; learn by trial and error alone.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint in --out, with its settings.")
+    ] = False,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="Seed of everything random. Default: 0.", show_default=False),
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0.0, metavar="N", help="Stop after this many minutes.", show_default=False),
+    ] = None,
+    iterations: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="Stop after this many PPO iterations.", show_default=False),
+    ] = None,
+) -> None:
+    """Train a routing policy: first imitate a teacher, then improve on it with PPO.
+
+    Everything happens in simulation, on ordinary CPU cores. The folder receives policy.onnx (the best policy
+    so far; hand it to `fairlead evaluate`), checkpoints, and logs for TensorBoard. Ctrl-C is safe: what was
+    learned is saved, and --resume goes on from there.
+    """
+    from fairlead.train.run import train
+
+    flags = {"seed": seed, "minutes": minutes, "iterations": iterations, "teacher": teacher}
+    settings = read_settings(config, assignments or [])
+    settings |= {key: value for key, value in flags.items() if value is not None}
+    if from_scratch:
+        settings["from_scratch"] = True
+    if load is not None:
+        settings["loads"] = load_list(load)
+    if resume and (settings or scenario):
+        raise FairleadError(f"--resume goes on with the scenarios and settings in {out}; give it only --out")
+    if not resume and not scenario:
+        raise FairleadError("nothing to train on; name a scenario, for example --scenario chat-unequal")
+    again = f"a checkpoint is in {out}; go on with: fairlead train --out {out} --resume"
+    with on_interrupt(lambda: again), ProgressBar() as progress:
+        train(_validated(settings), scenario_list(scenario or []), out, resume, progress)
+    say(f"trained policy: {out / 'policy.onnx'}")
+
+
+def _validated(settings: dict[str, Any]) -> Any:
+    from pydantic import ValidationError
+
+    from fairlead.train.config import TrainConfig
+    from fairlead.workload.section import first_problem
+
+    try:
+        return TrainConfig.model_validate(settings)
+    except ValidationError as error:
+        raise first_problem(error, "training settings") from None
