@@ -9,7 +9,7 @@ import json
 from collections.abc import Collection
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 import yaml
@@ -22,7 +22,8 @@ from fairlead.workload.requests import Requests
 from fairlead.workload.section import Section, did_you_mean, first_problem, invalid
 from fairlead.workload.tables import table_text
 
-Split = Literal["train", "evaluate"]
+SPLITS = ("train", "evaluate")
+"""What a run is for: the first name of its random streams."""
 
 
 def check_load(load: float) -> float:
@@ -141,7 +142,7 @@ class Scenario(Section):
         arrivals, lengths = content["workload"]["arrivals"], content["workload"]["lengths"]
         for section in (arrivals, lengths):
             if "path" in section:
-                section["path"] = _digest(Path(section["path"]).read_bytes())
+                section["path"] = _digest(_read_bytes(Path(section["path"])))
         if "table" in lengths:
             lengths["table"] = _digest(table_text(lengths["table"]).encode())
         if keys is not None:
@@ -160,6 +161,13 @@ class Scenario(Section):
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise FairleadError(f"cannot read the trace {path}: {error.strerror}") from None
 
 
 def scenario_names() -> list[str]:
@@ -231,7 +239,7 @@ def _validate(content: dict[str, Any], where: str, directory: Path, name: str | 
         raise FairleadError(f"{where}: {error}") from None
 
 
-def generate(scenario: Scenario, *, requests: int, rate: float, seed: int, split: Split) -> Requests:
+def generate(scenario: Scenario, *, requests: int, rate: float, seed: int, split: str) -> Requests:
     """The requests of one run: a pure function of its arguments.
 
     Gaps and lengths come from separate streams that start with `split`, so that training and evaluation
@@ -254,8 +262,8 @@ def generate(scenario: Scenario, *, requests: int, rate: float, seed: int, split
         raise FairleadError(f"rate = {rate:g} requests/s; it must be positive and finite")
     if seed < 0:
         raise FairleadError(f"seed = {seed}; it must not be negative")
-    if split not in ("train", "evaluate"):
-        raise FairleadError(f"unknown split {split!r}; known: train, evaluate")
+    if split not in SPLITS:
+        raise FairleadError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
     workload = scenario.workload
     prompt_tokens, output_tokens = workload.lengths.draw(requests, seed, split)
     if workload.max_tokens is not None:

@@ -13,6 +13,14 @@ from pydantic_core import PydanticCustomError
 
 from fairlead.errors import FairleadError
 
+# Where pydantic speaks of Python types, a writer of YAML is told what to write.
+_SHAPES = {
+    "tuple_type": "should be a list, for example [...]",
+    "model_type": "should be a mapping of keys, for example {key: value}",
+    "model_attributes_type": "should be a mapping of keys, for example {key: value}",
+    "too_short": "should not be empty",
+}
+
 
 class Section(BaseModel):
     """A frozen part of a scenario; unknown keys are errors."""
@@ -51,12 +59,13 @@ def first_problem(error: ValidationError, where: str) -> FairleadError:
         text = "give it a kind, for example {kind: ...}"
     elif problem["type"] == "missing":
         text = "is missing"
+    elif problem["type"] in _SHAPES:
+        text = f"{_SHAPES[problem['type']]} (got {problem['input']!r})"
     elif problem["type"] in ("unknown_key", "fairlead"):
         text = problem["msg"]
     else:
         text = f"{_lower_first(problem['msg'])} (got {problem['input']!r})"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return FairleadError(f"{where}: {key + ': ' if key else ''}{text}{more}")
+    return FairleadError(f"{where}: {key + ': ' if key else ''}{text}")
 
 
 def _key_parts(location: tuple[int | str, ...]) -> list[str]:
