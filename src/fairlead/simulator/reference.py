@@ -1,0 +1,263 @@
+"""The slow, obvious twin of the compiled engine: one cluster, one engine iteration at a time.
+
+The scheduler is in `reference_replica`; here are the cluster, what its router sees, and `simulate`.
+Tests require the compiled engine to agree with it.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from fairlead.errors import FairleadError
+from fairlead.simulator.fleet import Fleet
+from fairlead.simulator.reference_replica import InFlight, Iteration, Replica, ReplicaSpec, Slot
+from fairlead.simulator.timing import Coefficients
+from fairlead.view.schema import NUM_REPLICA_COLUMNS, NUM_REQUEST_COLUMNS, View
+from fairlead.workload.requests import Requests
+
+__all__ = [
+    "Cluster",
+    "InFlight",
+    "Iteration",
+    "Replica",
+    "ReplicaSpec",
+    "Result",
+    "Slot",
+    "from_fleet",
+    "simulate",
+]
+
+IN_FLIGHT_TIME_CONSTANT_S = 5.0
+"""Time constant of `in_flight_ewma`."""
+PRIOR_REQUESTS = 8
+PRIOR_OUTPUT_TOKENS = 256
+"""The expected output length starts as if 8 requests of 256 tokens had finished."""
+LEAST_REMAINING_SHARE = 0.3
+"""However long a request has run, this share of the expected output is expected to come."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What happened to the N requests of a run."""
+
+    replica: npt.NDArray[np.int64]
+    first_token_s: npt.NDArray[np.float64]
+    finish_s: npt.NDArray[np.float64]
+    preemptions: npt.NDArray[np.int64]
+    view: View | None
+    """What the router saw at the N decisions, if recorded: here K is the decision."""
+    iterations: list[Iteration] = field(repr=False)
+    """In order of start per replica, replica after replica; empty unless recorded."""
+
+
+Choose = Callable[[View], int]
+"""A router for one cluster: sees a `View` with K = 1 and returns a replica."""
+
+
+@dataclass
+class Scrape:
+    """What was read from one replica's metrics endpoint."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_usage: float = 0.0
+    preemptions: int = 0
+    """Since the start."""
+    new_preemptions: int = 0
+    """Since the scrape before."""
+
+
+class Cluster:
+    """The replicas of one cluster, and what its router knows about them."""
+
+    def __init__(
+        self,
+        replicas: Sequence[ReplicaSpec],
+        scrape_interval_s: float,
+        max_tokens: int,
+        log: list[Iteration] | None,
+    ) -> None:
+        """An idle cluster at time 0."""
+        self.replicas = [Replica(r, spec, log) for r, spec in enumerate(replicas)]
+        self.scrape_interval_s = scrape_interval_s
+        self.max_tokens = max_tokens
+        self.scrapes = [Scrape() for _ in replicas]
+        self.scraped_s = -math.inf
+        self.decided_s = 0.0
+        self.in_flight_ewma = [0.0 for _ in replicas]
+
+    def advance(self, now_s: float) -> None:
+        """Runs all replicas up to `now_s`, stopping at the last scrape on the way."""
+        scrape_s = last_multiple(self.scrape_interval_s, now_s)
+        if scrape_s > self.scraped_s:
+            for r, replica in enumerate(self.replicas):
+                replica.advance(scrape_s)
+                self.scrapes[r] = self.scrape(replica, self.scrapes[r])
+            self.scraped_s = scrape_s
+        for replica in self.replicas:
+            replica.advance(now_s)
+
+    def scrape(self, replica: Replica, before: Scrape) -> Scrape:
+        """Reads what the engine reports."""
+        return Scrape(
+            running=len(replica.running),
+            waiting=len(replica.waiting),
+            kv_usage=1.0 - replica.free / replica.spec.kv_blocks,
+            preemptions=replica.preemptions,
+            new_preemptions=replica.preemptions - before.preemptions,
+        )
+
+    def expected_output_tokens(self) -> float:
+        """Mean output of the finished requests of all replicas, with a prior."""
+        tokens = sum(replica.finished_tokens for replica in self.replicas)
+        requests = sum(replica.finished for replica in self.replicas)
+        return (PRIOR_REQUESTS * PRIOR_OUTPUT_TOKENS + tokens) / (PRIOR_REQUESTS + requests)
+
+    def observe(self, request: InFlight) -> View:
+        """What the router sees when `request` has arrived and is not placed; once per request."""
+        now_s = request.arrival_s
+        decay = 1.0 - math.exp(-(now_s - self.decided_s) / IN_FLIGHT_TIME_CONSTANT_S)
+        self.decided_s = now_s
+        for r, replica in enumerate(self.replicas):
+            in_flight = len(replica.running) + len(replica.waiting)
+            self.in_flight_ewma[r] += decay * (in_flight - self.in_flight_ewma[r])
+        rows = [self.row(r, now_s) for r in range(len(self.replicas))]
+        columns = [request.prompt_tokens, self.max_tokens, self.expected_output_tokens()]
+        return View(np.array([rows], np.float64), np.array([columns], np.float64))
+
+    def row(self, r: int, now_s: float) -> list[float]:
+        """One replica's columns, in the order of `REPLICA_COLUMNS`."""
+        replica, scrape, spec = self.replicas[r], self.scrapes[r], self.replicas[r].spec
+        expected = self.expected_output_tokens()
+        requests = [*replica.running, *replica.waiting]
+        silent = [request for request in requests if request.generated == 0]
+        speaking = [request for request in requests if request.generated > 0]
+        return [
+            len(requests),
+            len(silent),
+            sum(request.prompt_tokens for request in silent),
+            sum(request.prompt_tokens + request.generated for request in speaking),
+            sum(max(expected - q.generated, LEAST_REMAINING_SHARE * expected) for q in requests),
+            now_s - min((request.arrival_s for request in silent), default=now_s),
+            replica.ttft_ewma_s,
+            replica.itl_ewma_s,
+            self.in_flight_ewma[r],
+            scrape.running,
+            scrape.waiting,
+            scrape.kv_usage,
+            scrape.new_preemptions,
+            now_s - self.scraped_s,
+            spec.speed,
+            spec.prefill_tokens_per_s,
+            spec.decode_iteration_s,
+            spec.kv_blocks * spec.block_size,
+            spec.max_seqs,
+        ]
+
+
+def last_multiple(interval: float, now: float) -> float:
+    """The last j * interval that is not after `now`, for a whole number j."""
+    j = math.floor(now / interval)
+    # The quotient may have been rounded to either side of a whole number.
+    return max(k * interval for k in (j - 1, j, j + 1) if k * interval <= now)
+
+
+def simulate(
+    replicas: Fleet | Sequence[ReplicaSpec],
+    requests: Requests,
+    choose: Choose | Sequence[int] | npt.NDArray[np.int64],
+    *,
+    scrape_interval_s: float = 1.0,
+    max_tokens: int = 0,
+    record_views: bool = False,
+    record_iterations: bool = False,
+) -> Result:
+    """Runs one cluster until the last request has finished.
+
+    Args:
+        replicas: The cluster. A `Fleet` brings its own scrape interval and limit on the output.
+        requests: N requests in order of arrival.
+        choose: Replica of each request (N,), or a router that is asked at each arrival.
+        scrape_interval_s: Time between two reads of the engines' metrics, s.
+        max_tokens: The limit on the output that the view shows (0: none).
+        record_views: Keep what the router saw at each decision.
+        record_iterations: Keep every iteration of every replica.
+
+    Raises:
+        FairleadError: if a request does not fit into the KV cache of some replica, or is sent to a
+            replica that does not exist.
+    """
+    if isinstance(replicas, Fleet):
+        scrape_interval_s, max_tokens = replicas.scrape_interval_s, replicas.max_tokens
+        replicas = from_fleet(replicas)
+    _check_fit(replicas, requests)
+    log: list[Iteration] | None = [] if record_iterations else None
+    cluster = Cluster(replicas, scrape_interval_s, max_tokens, log)
+    columns = zip(
+        requests.arrival_s.tolist(),
+        requests.prompt_tokens.tolist(),
+        requests.output_tokens.tolist(),
+        strict=True,
+    )
+    everyone = [InFlight(i, *row) for i, row in enumerate(columns)]
+    placed: list[int] = []
+    views: list[View] = []
+    for request in everyone:
+        cluster.advance(request.arrival_s)
+        if record_views or callable(choose):
+            views.append(cluster.observe(request))
+        replica = int(choose(views[-1]) if callable(choose) else choose[request.index])
+        if not 0 <= replica < len(replicas):
+            raise FairleadError(
+                f"request {request.index} was sent to replica {replica}: use 0 to {len(replicas) - 1}"
+            )
+        cluster.replicas[replica].submit(request)
+        placed.append(replica)
+    for engine in cluster.replicas:
+        engine.advance(math.inf)
+    return Result(
+        replica=np.array(placed, np.int64),
+        first_token_s=np.array([request.first_token_s for request in everyone]),
+        finish_s=np.array([request.finish_s for request in everyone]),
+        preemptions=np.array([request.preemptions for request in everyone], np.int64),
+        view=_stack(views, len(replicas)) if record_views else None,
+        iterations=sorted(log or [], key=lambda iteration: iteration.replica),
+    )
+
+
+def _stack(views: list[View], replicas: int) -> View:
+    return View(
+        np.array([view.replicas[0] for view in views]).reshape(-1, replicas, NUM_REPLICA_COLUMNS),
+        np.array([view.request[0] for view in views]).reshape(-1, NUM_REQUEST_COLUMNS),
+    )
+
+
+def from_fleet(fleet: Fleet) -> list[ReplicaSpec]:
+    """The replicas of a `Fleet`, one by one."""
+    return [
+        ReplicaSpec(
+            timing=Coefficients(*(float(c) for c in fleet.timing[r])),
+            token_budget=fleet.token_budget,
+            max_seqs=fleet.max_num_seqs,
+            block_size=fleet.block_size,
+            kv_blocks=int(fleet.kv_blocks[r]),
+            speed=float(fleet.static[r, 0]),
+            prefill_tokens_per_s=float(fleet.static[r, 1]),
+            decode_iteration_s=float(fleet.static[r, 2]),
+        )
+        for r in range(fleet.num_replicas)
+    ]
+
+
+def _check_fit(replicas: Sequence[ReplicaSpec], requests: Requests) -> None:
+    """Refuses a request that could never finish: the last token's own KV entry is never needed."""
+    capacity = min(spec.kv_blocks * spec.block_size for spec in replicas)
+    for i, (prompt, output) in enumerate(zip(requests.prompt_tokens, requests.output_tokens, strict=True)):
+        if prompt + output - 1 > capacity:
+            raise FairleadError(
+                f"request {i} ({prompt} prompt, {output} output tokens) needs {prompt + output - 1} tokens "
+                f"of KV cache, the smallest replica holds {capacity}: shorten it or raise num_gpu_blocks"
+            )

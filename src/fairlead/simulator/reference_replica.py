@@ -1,0 +1,261 @@
+"""One replica of the plain-Python twin: the scheduler, one engine iteration at a time.
+
+Written to be read and disputed, with no compiled code and no shortcut. The rules are those of vLLM V1
+(`vllm/v1/core/sched/scheduler.py`, first-come-first-served policy); `docs/simulator.md` has them in
+prose.
+"""
+
+import math
+from collections import deque
+from dataclasses import dataclass
+
+from fairlead.simulator.timing import Coefficients
+
+TTFT_WEIGHT = 0.2
+"""Weight of the newest first token in `ttft_ewma_s`."""
+ITL_WEIGHT = 0.05
+"""Weight of the newest iteration in `itl_ewma_s`."""
+
+
+@dataclass(frozen=True)
+class ReplicaSpec:
+    """What one replica is: its speed, its limits, and what is declared about it."""
+
+    timing: Coefficients
+    token_budget: int
+    """Most new tokens in one iteration (`max_num_batched_tokens`)."""
+    max_seqs: int
+    """Most requests running at once (`max_num_seqs`)."""
+    block_size: int
+    """Tokens per KV block."""
+    kv_blocks: int
+    speed: float = 1.0
+    prefill_tokens_per_s: float = 0.0
+    decode_iteration_s: float = 0.0
+
+
+@dataclass
+class InFlight:
+    """One request on one replica."""
+
+    index: int
+    arrival_s: float
+    prompt_tokens: int
+    output_tokens: int
+    generated: int = 0
+    """Tokens emitted so far."""
+    computed: int = 0
+    """Tokens whose keys and values are in the KV cache."""
+    chunk: int = 0
+    """Tokens processed in the running iteration."""
+    decoding: bool = False
+    """Its prompt (after a preemption: prompt and emitted tokens) has been computed."""
+    first_token_s: float = math.nan
+    finish_s: float = math.nan
+    preemptions: int = 0
+
+    @property
+    def known(self) -> int:
+        """Tokens that must be computed before the next one can be sampled."""
+        return self.prompt_tokens + self.generated
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One running request in an iteration of the log, before the iteration's tokens are computed."""
+
+    request: int
+    chunk: int
+    computed: int
+    decoding: bool
+    blocks: int
+    """KV blocks held, those for the chunk included."""
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One iteration of the log, as it was scheduled."""
+
+    replica: int
+    start_s: float
+    end_s: float
+    slots: tuple[Slot, ...]
+    """The running requests in order, those without a chunk included."""
+    preempted: tuple[int, ...]
+    """Requests preempted at its start, in order."""
+    waiting: tuple[int, ...]
+    """Requests still waiting after its batch was formed, in order."""
+    free_blocks: int
+
+
+def iteration_time(c: Coefficients, tokens: int, seqs: int, kv_tokens: int, pairs: float) -> float:
+    """Duration of one iteration, s; the formula is explained in `timing`."""
+    return (
+        c.base_s
+        + max(c.weights_s, c.token_s * tokens)
+        + c.comm_s * tokens
+        + c.seq_s * seqs
+        + c.kv_s * kv_tokens
+        + c.pair_s * pairs
+    )
+
+
+class Replica:
+    """One engine: its scheduler, its KV blocks and its clock."""
+
+    def __init__(self, index: int, spec: ReplicaSpec, log: list[Iteration] | None = None) -> None:
+        """An idle, empty replica; iterations are appended to `log` if there is one."""
+        self.index = index
+        self.spec = spec
+        self.log = log
+        self.running: list[InFlight] = []
+        self.waiting: deque[InFlight] = deque()
+        self.free = spec.kv_blocks
+        self.boundary_s = 0.0
+        """When the next batch can be formed, while no iteration runs."""
+        self.end_s: float | None = None
+        """When the running iteration ends; None while none runs."""
+        self.duration_s = 0.0
+        self.finished = 0
+        self.finished_tokens = 0
+        """Requests that have left, and the output tokens of those."""
+        self.preempted: list[int] = []
+        self.preemptions = 0
+        self.ttft_ewma_s = 0.0
+        self.itl_ewma_s = 0.0
+
+    def submit(self, request: InFlight) -> None:
+        """A request arrives: it joins at the next boundary, which on an idle replica is now."""
+        self.waiting.append(request)
+        if self.end_s is None:
+            self.boundary_s = max(self.boundary_s, request.arrival_s)
+
+    def advance(self, now_s: float) -> None:
+        """Runs up to `now_s`: what ends then is committed, but no batch is formed then.
+
+        More requests may still arrive at `now_s`, and a batch takes everything that has arrived.
+        """
+        while True:
+            if self.end_s is None:
+                has_work = bool(self.running or self.waiting)
+                if not has_work or self.boundary_s >= now_s:
+                    return
+                self.schedule()
+            assert self.end_s is not None
+            if self.end_s > now_s:
+                return
+            self.commit()
+
+    def schedule(self) -> None:
+        """Forms a batch at the boundary and starts the iteration."""
+        self.preempted = []
+        for request in self.running:
+            request.chunk = 0
+        budget = self.continue_running(self.spec.token_budget)
+        if not self.preempted:
+            self.admit(budget)
+        batch = [request for request in self.running if request.chunk]
+        assert batch, "a replica with work always computes something"
+        decodes = [request for request in batch if request.decoding]
+        prefills = [request for request in batch if not request.decoding]
+        self.duration_s = iteration_time(
+            self.spec.timing,
+            tokens=sum(request.chunk for request in batch),
+            seqs=len(batch),
+            kv_tokens=sum(request.computed + 1 for request in decodes),
+            pairs=sum(r.chunk * r.computed + r.chunk * (r.chunk + 1) / 2 for r in prefills),
+        )
+        self.end_s = self.boundary_s + self.duration_s
+        if self.log is not None:
+            self.log.append(self._as_iteration())
+
+    def continue_running(self, budget: int) -> int:
+        """Gives running requests their tokens, in order of admission; returns the budget left."""
+        position = 0
+        while position < len(self.running) and budget > 0:
+            request = self.running[position]
+            want = min(request.known - request.computed, budget)
+            need = self.blocks(request.computed + want) - self.blocks(request.computed)
+            while need > self.free:
+                if self.preempt() is request:
+                    return budget
+            self.grant(request, want, need)
+            budget -= want
+            position += 1
+        return budget
+
+    def admit(self, budget: int) -> None:
+        """Admits waiting requests, first come first served, while all three limits allow it."""
+        while self.waiting and budget > 0 and len(self.running) < self.spec.max_seqs:
+            request = self.waiting[0]
+            want = min(request.known, budget)
+            need = self.blocks(want)
+            if need > self.free:
+                return
+            self.running.append(self.waiting.popleft())
+            self.grant(request, want, need)
+            budget -= want
+
+    def grant(self, request: InFlight, tokens: int, blocks: int) -> None:
+        """Takes KV blocks for the tokens that a request computes in this iteration."""
+        self.free -= blocks
+        request.chunk = tokens
+
+    def preempt(self) -> InFlight:
+        """Evicts the request admitted last; it will be recomputed, ahead of all that wait."""
+        request = self.running.pop()
+        self.free += self.blocks(request.computed)
+        request.computed = 0
+        request.chunk = 0
+        request.decoding = False
+        request.preemptions += 1
+        self.waiting.appendleft(request)
+        self.preempted.append(request.index)
+        self.preemptions += 1
+        return request
+
+    def commit(self) -> None:
+        """Ends the running iteration: tokens are in the cache, and complete requests emit one."""
+        assert self.end_s is not None
+        now_s = self.end_s
+        if any(request.decoding and request.chunk for request in self.running):
+            self.itl_ewma_s = ewma(self.itl_ewma_s, self.duration_s, ITL_WEIGHT)
+        for request in self.running:
+            request.computed += request.chunk
+            if request.computed == request.known:
+                self.emit(request, now_s)
+        self.running = [request for request in self.running if math.isnan(request.finish_s)]
+        self.boundary_s = now_s
+        self.end_s = None
+
+    def emit(self, request: InFlight, now_s: float) -> None:
+        """One token leaves; with its last token the request leaves too and frees its blocks."""
+        request.decoding = True
+        request.generated += 1
+        if request.generated == 1:
+            request.first_token_s = now_s
+            self.ttft_ewma_s = ewma(self.ttft_ewma_s, now_s - request.arrival_s, TTFT_WEIGHT)
+        if request.generated == request.output_tokens:
+            request.finish_s = now_s
+            self.free += self.blocks(request.computed)
+            self.finished += 1
+            self.finished_tokens += request.output_tokens
+
+    def blocks(self, tokens: int) -> int:
+        """KV blocks that hold `tokens` tokens."""
+        return -(-tokens // self.spec.block_size)
+
+    def _as_iteration(self) -> Iteration:
+        assert self.end_s is not None
+        slots = tuple(
+            Slot(r.index, r.chunk, r.computed, r.decoding, self.blocks(r.computed + r.chunk))
+            for r in self.running
+        )
+        waiting = tuple(request.index for request in self.waiting)
+        preempted = tuple(self.preempted)
+        return Iteration(self.index, self.boundary_s, self.end_s, slots, preempted, waiting, self.free)
+
+
+def ewma(average: float, sample: float, weight: float) -> float:
+    """The moving average after one more sample; 0 stands for no sample yet."""
+    return sample if average == 0.0 else average + weight * (sample - average)
