@@ -1,0 +1,69 @@
+"""The same environment for one cluster, for libraries that expect a plain `gymnasium.Env`."""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+
+from fairlead.env.vector import RouterVectorEnv
+from fairlead.view.preference import DEFAULT_FAVOR
+from fairlead.workload.scenario import Scenario, load_scenario
+
+
+class RouterEnv(gymnasium.Env[npt.NDArray[np.float32], np.int64]):
+    """Route every arriving request of one simulated cluster to one of its R replicas.
+
+    STATE, ACTIONS, REWARD, EPISODE and REFERENCE: as in `fairlead.env.vector.RouterVectorEnv`.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
+
+    def __init__(
+        self,
+        scenario: str | Scenario = "chat-equal",
+        *,
+        load: float | tuple[float, float] = (0.5, 0.95),
+        favor: float = DEFAULT_FAVOR,
+        episode_requests: int = 1024,
+        seed: int = 0,
+    ) -> None:
+        """Builds the cluster of a scenario (a name, a file or an object); a number or a range of loads.
+
+        Raises:
+            FairleadError: for an unknown scenario, load or favor.
+        """
+        chosen = scenario if isinstance(scenario, Scenario) else load_scenario(scenario)
+        self._env = RouterVectorEnv(
+            [chosen],
+            num_envs=1,
+            group=1,
+            episode_requests=episode_requests,
+            load=load if isinstance(load, tuple) else (load, load),
+            favor=(favor, favor),
+            seed=seed,
+        )
+        self.observation_space = self._env.single_observation_space
+        self.action_space = self._env.single_action_space
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+        """Start an episode with new arrivals; with a `seed` the first one of that seed."""
+        super().reset(seed=seed)
+        observation, _ = self._env.reset(seed=seed, options=options)
+        return observation[0], {"elapsed_s": 0.0}
+
+    def step(
+        self, action: np.int64 | int
+    ) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        """Route the request at hand; go on to the next arrival."""
+        observation, reward, _, truncated, info = self._env.step(np.array([action], np.int64))
+        shown = info["final_obs"] if truncated[0] else observation
+        return (
+            shown[0],
+            float(reward[0]),
+            False,
+            bool(truncated[0]),
+            {"elapsed_s": float(info["elapsed_s"][0])},
+        )

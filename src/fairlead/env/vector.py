@@ -1,0 +1,187 @@
+"""The native vector environment: K clusters stepped by compiled code, in groups that share arrivals."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from fairlead import rng
+from fairlead.env.rewards import Sojourn
+from fairlead.errors import FairleadError
+from fairlead.simulator import forecast
+from fairlead.simulator.capacity import capacity_rps
+from fairlead.simulator.cluster import Clusters
+from fairlead.simulator.fleet import build_fleet
+from fairlead.view.features import NUM_FEATURES, features_batch
+from fairlead.view.preference import DEFAULT_FAVOR, check_favor, weights
+from fairlead.workload.requests import Requests
+from fairlead.workload.scenario import Scenario, check_load, generate
+
+Range = tuple[float, float]
+Floats = npt.NDArray[np.float64]
+
+OBSERVATION_BOUND = 1e6
+"""Bound of the observation space: generous, nothing is clipped to it."""
+
+
+class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], Any]):
+    """Routes every arriving request of K simulated clusters to one of their R replicas.
+
+    STATE: the features of the view (`fairlead.view.features`), (R, F) float32 per cluster.
+    ACTIONS: a replica, in [0, R). Every request is served; there is no drop action.
+    REWARD: `sojourn` (`fairlead.env.rewards`), minus weighted request-seconds between two arrivals.
+    EPISODE: `episode_requests` decisions from an empty cluster, then truncated (never terminated); the
+        next episode has new arrivals. Autoreset mode SAME_STEP: the step that truncates returns the first
+        observation of the next episode, and the last one of the old in `info["final_obs"]`.
+    REFERENCE: Park's load balancing (Mao et al., NeurIPS 2019) for the reward; input-dependent baselines
+        (Mao et al., ICLR 2019) for the groups.
+
+    Neighbouring clusters form groups of `group` that see the same arrivals, so that their returns differ
+    by routing alone. Each group draws scenario (in turn), load and favor anew for each episode.
+
+    `info` has `elapsed_s` (K,): seconds from the decision taken to the next one.
+    All arrays returned are fresh.
+    """
+
+    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}  # noqa: RUF012
+
+    def __init__(
+        self,
+        scenarios: Sequence[Scenario],
+        *,
+        num_envs: int = 64,
+        group: int = 8,
+        episode_requests: int = 1024,
+        load: Range = (0.5, 0.95),
+        favor: Range = (DEFAULT_FAVOR, DEFAULT_FAVOR),
+        seed: int = 0,
+        split: str = "train",
+    ) -> None:
+        """Builds the clusters.
+
+        Args:
+            scenarios: dealt to the groups in turn; all with the same number of replicas.
+            num_envs: K, a multiple of `group`.
+            group: clusters that share their arrivals.
+            episode_requests: decisions in an episode.
+            load: range from which a group's load is drawn, as fractions of capacity.
+            favor: range from which a group's point on the dial is drawn.
+            seed: of everything random here, until `reset` is given another.
+            split: which random streams the requests come from.
+
+        Raises:
+            FairleadError: for sizes that do not fit together.
+        """
+        sizes = sorted({s.num_replicas for s in scenarios})
+        if len(sizes) != 1:
+            raise FairleadError(
+                f"scenarios with {sizes} replicas cannot be stepped together: give those of one size"
+            )
+        if group < 1 or num_envs < 1 or num_envs % group:
+            raise FairleadError(f"num_envs {num_envs} is not a positive multiple of the group size {group}")
+        if episode_requests < 1:
+            raise FairleadError(f"episode_requests is {episode_requests}: at least 1 is needed")
+        for bound in load:
+            check_load(bound)
+        for bound in favor:
+            check_favor(bound)
+        self.num_envs, self.group, self.episode_requests = num_envs, group, episode_requests
+        self.scenarios, self.split = tuple(scenarios), split
+        self.load_range, self.favor_range = load, favor
+        self._dealt = [self.scenarios[g % len(self.scenarios)] for g in range(num_envs // group)]
+        self._capacity = [capacity_rps(s) for s in self._dealt]
+        self._fleets = [build_fleet(s) for s in self._dealt]
+        self.single_observation_space = spaces.Box(
+            -OBSERVATION_BOUND, OBSERVATION_BOUND, (sizes[0], NUM_FEATURES), np.float32
+        )
+        self.single_action_space = spaces.Discrete(sizes[0])
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._seed, self._episode = seed, 0
+        self.favor: Floats = np.zeros(num_envs)
+        self.loads: Floats = np.zeros(num_envs)
+        self._begin_episode(first=True)
+
+    def _draw(self, name: str, bounds: Range) -> Floats:
+        """One uniform number for each group, repeated for its clusters: (K,)."""
+        draws = rng.stream(self._seed, self.split, "env", name, self._episode).uniform(
+            *bounds, size=len(self._dealt)
+        )
+        return np.repeat(draws, self.group)
+
+    def _requests(self, g: int) -> Requests:
+        # One more than is routed: the last observation of an episode is that of the next arrival.
+        seed = int(rng.word(self._seed, "episode", self._episode, g))
+        rate = float(self.loads[g * self.group]) * self._capacity[g]
+        return generate(
+            self._dealt[g], requests=self.episode_requests + 1, rate=rate, seed=seed, split=self.split
+        )
+
+    def _begin_episode(self, *, first: bool = False) -> None:
+        self.loads = self._draw("load", self.load_range)
+        self.favor = self._draw("favor", self.favor_range)
+        requests = [self._requests(g) for g in range(len(self._dealt))]
+        if first:
+            self.clusters = Clusters(self._fleets, requests, group=self.group, seed=self._seed)
+            self._scratch: Any = None
+        else:
+            self.clusters.load(requests, self._seed)
+        self._reward = Sojourn(self.favor)
+        self._episode += 1
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+        """Start new episodes; with a `seed` from the first one of that seed.
+
+        `options={"episode": n}` starts at the n-th episode of the seed: an episode is a pure function
+        of seed and number, so that training can be resumed anywhere.
+        """
+        if isinstance(seed, list):
+            seed = seed[0]
+        if seed is not None:
+            self._seed, self._episode = int(seed), 0
+        if options and "episode" in options:
+            self._episode = int(options["episode"])
+        self._begin_episode()
+        return self._observe(), {"elapsed_s": np.zeros(self.num_envs)}
+
+    def _observe(self) -> npt.NDArray[np.float32]:
+        return features_batch(self.clusters.observe(), self.favor)
+
+    def step(
+        self, actions: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.float32], Floats, npt.NDArray[np.bool_], npt.NDArray[np.bool_], dict[str, Any]]:
+        """Route one request in each cluster and go on to the next arrival."""
+        before = self.clusters.state.clusters["now"].copy()
+        self.clusters.route(np.ascontiguousarray(actions, np.int64))
+        observation = self._observe()
+        reward = self._reward.since_last_decision(self.clusters)
+        info: dict[str, Any] = {"elapsed_s": self.clusters.state.clusters["now"] - before}
+        ended = self.clusters.remaining == 1
+        if ended:
+            info["final_obs"] = observation
+            self._begin_episode()
+            observation = self._observe()
+        truncated = np.full(self.num_envs, ended)
+        return observation, reward, np.zeros(self.num_envs, np.bool_), truncated, info
+
+    def teacher_costs(self, w_ttft: float | None = None, w_e2e: float | None = None) -> Floats:
+        """Lookahead's added cost of each choice for the requests at hand, (K, R).
+
+        Without weights each cluster is judged by its own point on the dial.
+        """
+        if self._scratch is None:
+            self._scratch = forecast.scratch_for(self.clusters.state)
+        pairs = (
+            np.array([weights(float(f)) for f in self.favor])
+            if w_ttft is None or w_e2e is None
+            else np.tile((w_ttft, w_e2e), (self.num_envs, 1))
+        )
+        out = np.empty((self.num_envs, self.clusters.R))
+        forecast.added_costs_all(self.clusters.state, self._scratch, pairs, out)
+        return out

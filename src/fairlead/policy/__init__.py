@@ -1,0 +1,1 @@
+"""Routers: heuristics, the learned network and its exported artefact."""

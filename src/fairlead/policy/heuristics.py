@@ -1,0 +1,199 @@
+"""The routers that people use today, and stronger simple ones: the bar for a learned policy.
+
+Each is a score per replica (the least wins, ties are broken at random), except `random`,
+`round_robin` and `p2c`. They are compiled, so that a tournament runs at the simulator's own speed.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from fairlead import rng
+from fairlead.errors import FairleadError
+from fairlead.view.schema import (
+    CONTEXT_TOKENS,
+    DECODE_ITERATION_S,
+    EXPECTED_OUTPUT_TOKENS,
+    EXPECTED_REMAINING_TOKENS,
+    IN_FLIGHT,
+    KV_CAPACITY_TOKENS,
+    PENDING_PREFILL_TOKENS,
+    PREFILL_TOKENS_PER_S,
+    PROMPT_TOKENS,
+    SPEED,
+    View,
+)
+
+RANDOM, ROUND_ROBIN, LOR, P2C, LEAST_KV, LEAST_PREFILL, LEAST_WORK, WEIGHTED_LOR = range(8)
+
+HEURISTICS: Mapping[str, int] = {
+    "random": RANDOM,
+    "round_robin": ROUND_ROBIN,
+    "lor": LOR,
+    "p2c": P2C,
+    "least_kv": LEAST_KV,
+    "least_prefill": LEAST_PREFILL,
+    "least_work": LEAST_WORK,
+    "weighted_lor": WEIGHTED_LOR,
+}
+"""Name -> code of the heuristics that read the view alone."""
+
+DESCRIPTIONS: Mapping[str, str] = {
+    "random": "a replica at random",
+    "round_robin": "one after the other",
+    "lor": "least outstanding requests (running + waiting)",
+    "p2c": "the less loaded of two random replicas, by outstanding requests",
+    "least_kv": "the smallest fraction of the KV cache in use or spoken for",
+    "least_prefill": "fewest pending prompt tokens, ties by outstanding requests",
+    "least_work": "least pending prefill time + expected remaining decode time",
+    "weighted_lor": "outstanding requests (with the new one) divided by the declared speed",
+    "lookahead": "simulate each choice with expected output lengths, take the least added cost",
+}
+
+SHARED_BATCH = 40.0
+"""Decodes that share one iteration's fixed time, as `least_work` reckons: a token of decode work costs
+the iteration time of a batch of one divided by this."""
+
+
+@njit(cache=True)
+def next_random(state: npt.NDArray[np.uint64]) -> np.uint64:
+    """Next word of a xorshift64* generator (Vigna, ACM TOMS 42(4), 2016); `state` is (1,), non-zero."""
+    x = state[0]
+    x ^= x >> np.uint64(12)
+    x ^= x << np.uint64(25)
+    x ^= x >> np.uint64(27)
+    state[0] = x
+    return x * np.uint64(2685821657736338717)
+
+
+@njit(cache=True)
+def random_below(state: npt.NDArray[np.uint64], n: int) -> int:
+    """A uniform integer in [0, n)."""
+    # Signed at once: Numba turns a mixture of signed and unsigned integers into a float.
+    return np.int64((next_random(state) >> np.uint64(33)) % np.uint64(n))  # type: ignore[return-value]
+
+
+@njit(cache=True)
+def score(code: int, row: npt.NDArray[np.float64], request: npt.NDArray[np.float64]) -> float:
+    """The score of one replica (`row` of the view) for one request: least wins."""
+    if code == LOR:
+        return row[IN_FLIGHT]
+    if code == LEAST_KV:
+        return (row[CONTEXT_TOKENS] + row[PENDING_PREFILL_TOKENS]) / row[KV_CAPACITY_TOKENS]
+    if code == LEAST_PREFILL:
+        # Outstanding requests count for less than one token, so that they only break ties.
+        return row[PENDING_PREFILL_TOKENS] + row[IN_FLIGHT] / 65536.0
+    if code == LEAST_WORK:
+        tokens = row[PENDING_PREFILL_TOKENS] + request[PROMPT_TOKENS]
+        decodes = row[EXPECTED_REMAINING_TOKENS] + request[EXPECTED_OUTPUT_TOKENS]
+        return tokens / row[PREFILL_TOKENS_PER_S] + decodes * row[DECODE_ITERATION_S] / SHARED_BATCH
+    return (row[IN_FLIGHT] + 1.0) / row[SPEED]
+
+
+@njit(cache=True)
+def least(scores: npt.NDArray[np.float64], state: npt.NDArray[np.uint64]) -> int:
+    """Index of the least score; ties are broken at random."""
+    best = 0
+    ties = 1
+    for r in range(1, scores.shape[0]):
+        if scores[r] < scores[best]:
+            best = r
+            ties = 1
+        elif scores[r] == scores[best]:
+            ties += 1
+            if random_below(state, ties) == 0:
+                best = r
+    return best
+
+
+@njit(cache=True)
+def choose(
+    code: int,
+    replicas: npt.NDArray[np.float64],
+    request: npt.NDArray[np.float64],
+    turn: int,
+    state: npt.NDArray[np.uint64],
+    scores: npt.NDArray[np.float64],
+) -> int:
+    """The heuristic's choice for one view; `turn` counts decisions, `scores` (R,) is scratch space."""
+    count = replicas.shape[0]
+    if code == RANDOM:
+        return random_below(state, count)
+    if code == ROUND_ROBIN:
+        return turn % count
+    if code == P2C:
+        if count == 1:
+            return 0
+        a = random_below(state, count)
+        b = random_below(state, count - 1)
+        if b >= a:
+            b += 1
+        return a if replicas[a, IN_FLIGHT] <= replicas[b, IN_FLIGHT] else b
+    for r in range(count):
+        scores[r] = score(code, replicas[r], request)
+    return least(scores, state)
+
+
+@njit(cache=True)
+def _choose_all(
+    code: int,
+    replicas: npt.NDArray[np.float64],
+    request: npt.NDArray[np.float64],
+    turn: int,
+    states: npt.NDArray[np.uint64],
+    out: npt.NDArray[np.int64],
+) -> None:
+    scores = np.empty(replicas.shape[1])
+    for c in range(replicas.shape[0]):
+        out[c] = choose(code, replicas[c], request[c], turn, states[c], scores)
+
+
+def random_states(seed: int, clusters: int) -> npt.NDArray[np.uint64]:
+    """States (K, 1) of the compiled generators, one stream per cluster."""
+    return np.array([[rng.word(seed, "router", c)] for c in range(clusters)], np.uint64)
+
+
+class Heuristic:
+    """A named heuristic as a `Router`."""
+
+    def __init__(self, name: str) -> None:
+        """Looks the heuristic up.
+
+        Raises:
+            FairleadError: for an unknown name.
+        """
+        if name not in HEURISTICS:
+            raise FairleadError(f"unknown router {name!r}: known are {', '.join(DESCRIPTIONS)}")
+        self.name = name
+        self.code = HEURISTICS[name]
+        self.reset(1, 1, 0)
+
+    def reset(self, clusters: int, replicas: int, seed: int) -> None:
+        """Start the random streams and the turn anew."""
+        self._states = random_states(seed, clusters)
+        self._turn = 0
+
+    def route(self, view: View) -> npt.NDArray[np.int64]:
+        """A replica for each cluster's request, (K,)."""
+        out = np.empty(len(view.request), np.int64)
+        _choose_all(self.code, view.replicas, view.request, self._turn, self._states, out)
+        self._turn += 1
+        return out
+
+
+class Lookahead:
+    """Simulates each choice with expected output lengths and takes the least added cost.
+
+    The costs come from a forecast that whoever runs the router supplies (`simulator.forecast`): they
+    need more than the view's columns, namely every request in flight. It uses only what a router may
+    know, but costs a thousand times a learned policy's decision: it is the teacher and the bar.
+    """
+
+    name = "lookahead"
+
+    def __init__(self, w_ttft: float = 3.0, w_e2e: float = 1.0) -> None:
+        """Weights of the objective w_ttft * TTFT + w_e2e * E2E, summed over requests."""
+        self.w_ttft = w_ttft
+        self.w_e2e = w_e2e

@@ -1,0 +1,162 @@
+"""The simulator's state: record arrays with named fields, K clusters of R replicas side by side.
+
+Replica `k` belongs to cluster `k // R`. A decoding batch advances in lockstep (every decoding
+request gains one token per iteration), so a replica counts its decode iterations in `tick` and a
+request stores the tick at which it will finish: advancing a batch costs the same however large it is.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+NONE = -1
+NEVER = np.iinfo(np.int64).max
+
+REQUEST = np.dtype(
+    [
+        ("arrival", "f8"),
+        ("first_token", "f8"),  # NaN until it happened
+        ("finish", "f8"),  # NaN until it happened
+        ("prompt", "i4"),
+        ("output", "i4"),
+        ("generated", "i4"),  # tokens streamed, as of the last time it left the decoding batch
+        ("replica", "i4"),
+        ("preemptions", "i4"),
+        ("next_waiting", "i4"),  # waiting queue of its replica
+        ("next_routed", "i4"),  # order in which its replica received requests
+    ],
+    align=True,
+)
+
+REPLICA = np.dtype(
+    [
+        # configuration
+        ("token_budget", "i8"),
+        ("max_seqs", "i8"),
+        ("block_size", "i8"),
+        ("kv_blocks", "i8"),
+        # engine
+        ("clock", "f8"),  # end of the iteration under way, else the last boundary
+        ("duration", "f8"),  # of the iteration under way
+        ("busy", "b1"),  # an iteration is under way
+        ("running", "i8"),  # slots in use: decoding ones first, then prefilling ones
+        ("prefilling", "i8"),
+        ("tick", "i8"),  # decode iterations done
+        ("next_finish", "i8"),  # least finish tick of the decoding slots
+        ("kv_tokens", "i8"),  # tokens in the KV cache, over the decoding slots
+        ("free_blocks", "i8"),
+        ("waiting", "i8"),
+        ("waiting_head", "i8"),
+        ("waiting_tail", "i8"),
+        ("interrupted", "i8"),  # requests that have streamed tokens but were preempted since
+        ("preemptions", "i8"),
+        # ledger: what the router forwarded here and saw streamed back
+        ("in_flight", "i8"),
+        ("awaiting", "i8"),  # of these, without a first token
+        ("pending_tokens", "i8"),  # their prompts
+        ("context_tokens", "i8"),  # prompt + streamed, of the others
+        ("oldest", "i8"),  # head of the list of routed requests; finished heads are dropped lazily
+        ("newest", "i8"),
+        ("ttft_ewma", "f8"),
+        ("itl_ewma", "f8"),
+        ("in_flight_ewma", "f8"),
+        # last scrape
+        ("scraped_running", "i8"),
+        ("scraped_waiting", "i8"),
+        ("scraped_kv_usage", "f8"),
+        ("scraped_preemptions", "i8"),  # counter at the last scrape
+        ("scraped_new_preemptions", "i8"),  # its growth since the scrape before
+    ],
+    align=True,
+)
+
+SLOT = np.dtype(
+    [
+        ("zero_tick", "i8"),  # tick at which it would have had no token yet: streamed = tick - zero_tick
+        ("finish_tick", "i8"),
+        ("request", "i4"),
+        ("left", "i4"),  # tokens still to prefill; 0 = decoding
+        ("chunk", "i4"),  # of these, in the iteration under way
+    ],
+    align=True,
+)
+
+CLUSTER = np.dtype(
+    [
+        ("next_request", "i8"),
+        ("now", "f8"),  # time of the decision at hand
+        ("decided", "f8"),  # time of the decision before
+        ("scrape_interval", "f8"),
+        ("scraped_at", "f8"),
+        ("max_tokens", "f8"),
+        ("finished", "i8"),
+        ("finished_tokens", "i8"),
+        ("awaiting", "i8"),  # requests without first token, after the last decision
+        ("in_system", "i8"),  # requests not finished, after the last decision
+        # events since the last decision: their number and the sum of their times
+        ("first_tokens", "i8"),
+        ("first_token_times", "f8"),
+        ("finishes", "i8"),
+        ("finish_times", "f8"),
+        ("random", "u8"),
+    ],
+    align=True,
+)
+
+
+class State(NamedTuple):
+    """Everything that changes while clusters are simulated (plus the coefficients they run by)."""
+
+    clusters: npt.NDArray[Any]
+    """(K,) of CLUSTER."""
+    replicas: npt.NDArray[Any]
+    """(K*R,) of REPLICA."""
+    slots: npt.NDArray[Any]
+    """(K*R, S) of SLOT, in order of admission."""
+    phases: npt.NDArray[np.int64]
+    """(K*R, block size): decoding slots by (tokens in KV - tick) mod block size; tells how many
+    blocks an iteration needs without looking at the slots."""
+    requests: npt.NDArray[Any]
+    """(K, N) of REQUEST."""
+    timing: npt.NDArray[np.float64]
+    """(K*R, 7) coefficients of the iteration time."""
+    static: npt.NDArray[np.float64]
+    """(K*R, 5) static columns of the view."""
+
+
+def new_state(clusters: int, replicas: int, slots: int, block_size: int, requests: int) -> State:
+    """An empty state; configuration fields are filled in by the caller."""
+    state = State(
+        clusters=np.zeros(clusters, CLUSTER),
+        replicas=np.zeros(clusters * replicas, REPLICA),
+        slots=np.zeros((clusters * replicas, slots), SLOT),
+        phases=np.zeros((clusters * replicas, block_size), np.int64),
+        requests=np.zeros((clusters, requests), REQUEST),
+        timing=np.zeros((clusters * replicas, 7)),
+        static=np.zeros((clusters * replicas, 5)),
+    )
+    return state
+
+
+def clear(state: State) -> None:
+    """Empty every queue and cache; requests, configuration and random states are kept."""
+    replicas, clusters, requests = state.replicas, state.clusters, state.requests
+    for field in REPLICA.names or ():
+        if field not in ("token_budget", "max_seqs", "block_size", "kv_blocks"):
+            replicas[field] = 0
+    replicas["free_blocks"] = replicas["kv_blocks"]
+    replicas["next_finish"] = NEVER
+    for field in ("waiting_head", "waiting_tail", "oldest", "newest"):
+        replicas[field] = NONE
+    state.phases[:] = 0
+    for field in CLUSTER.names or ():
+        if field not in ("scrape_interval", "max_tokens", "random"):
+            clusters[field] = 0
+    clusters["scraped_at"] = -1.0
+    requests["first_token"] = np.nan
+    requests["finish"] = np.nan
+    requests["generated"] = 0
+    requests["preemptions"] = 0
+    for field in ("replica", "next_waiting", "next_routed"):
+        requests[field] = NONE

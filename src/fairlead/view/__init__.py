@@ -1,0 +1,1 @@
+"""What a router may know: the view, and the features computed from it."""

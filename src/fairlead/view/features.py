@@ -1,0 +1,148 @@
+"""Features: a view as a (replicas, F) float32 array, normalised and free of any replica index.
+
+One compiled function serves simulator and gateway. Constants are fixed, not learned: what acts, what
+is trained and what is exported see the same numbers. Times stay in seconds or their logarithm, so
+that nothing saturates in the operating range.
+"""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit, prange
+
+from fairlead.view.schema import (
+    AWAITING_FIRST_TOKEN,
+    CONTEXT_TOKENS,
+    DECODE_ITERATION_S,
+    EXPECTED_OUTPUT_TOKENS,
+    EXPECTED_REMAINING_TOKENS,
+    IN_FLIGHT,
+    IN_FLIGHT_EWMA,
+    ITL_EWMA_S,
+    KV_CAPACITY_TOKENS,
+    MAX_NUM_SEQS,
+    OLDEST_WAIT_S,
+    PENDING_PREFILL_TOKENS,
+    PREFILL_TOKENS_PER_S,
+    PROMPT_TOKENS,
+    SCRAPE_AGE_S,
+    SCRAPED_KV_USAGE,
+    SCRAPED_RUNNING,
+    SCRAPED_WAITING,
+    SPEED,
+    TTFT_EWMA_S,
+    View,
+    schema_hash,
+)
+
+FEATURES: tuple[str, ...] = (
+    "in_flight",
+    "awaiting_first_token",
+    "pending_prefill_s",
+    "pending_prefill_above_least",
+    "request_prefill_s",
+    "decoding_requests",
+    "decodes_delayed_s",
+    "expected_remaining_tokens",
+    "expected_decode_s",
+    "expected_decode_above_least",
+    "context_tokens",
+    "kv_fraction",
+    "oldest_wait",
+    "ttft_ewma",
+    "itl_ewma",
+    "in_flight_trend",
+    "decode_iteration",
+    "speed",
+    "batch_fraction",
+    "scraped_running",
+    "scraped_waiting",
+    "scraped_kv_usage",
+    "scrape_age",
+    "prompt_tokens",
+    "prompt_log",
+    "expected_output_tokens",
+    "favor_ttft",
+)
+"""Names, in the order of the last axis."""
+
+NUM_FEATURES = len(FEATURES)
+SCHEMA_HASH = schema_hash(FEATURES)
+"""Carried by every exported policy; another hash is refused."""
+
+
+@njit(cache=True)
+def features(
+    replicas: npt.NDArray[np.float64],
+    request: npt.NDArray[np.float64],
+    favor: float,
+    out: npt.NDArray[np.float32],
+) -> None:
+    """Write the features of one view: `replicas` (R, columns), `request` (columns,), `out` (R, F).
+
+    `favor` is the operator's preference between end-to-end latency (0) and TTFT (1).
+    """
+    prompt = request[PROMPT_TOKENS]
+    least_prefill = np.inf
+    least_decode = np.inf
+    for r in range(replicas.shape[0]):
+        row = replicas[r]
+        least_prefill = min(least_prefill, row[PENDING_PREFILL_TOKENS] / row[PREFILL_TOKENS_PER_S])
+        least_decode = min(least_decode, row[EXPECTED_REMAINING_TOKENS] * row[DECODE_ITERATION_S])
+    for r in range(replicas.shape[0]):
+        row = replicas[r]
+        prefill = row[PENDING_PREFILL_TOKENS] / row[PREFILL_TOKENS_PER_S]
+        own = prompt / row[PREFILL_TOKENS_PER_S]
+        decode = row[EXPECTED_REMAINING_TOKENS] * row[DECODE_ITERATION_S]
+        decoding = row[IN_FLIGHT] - row[AWAITING_FIRST_TOKEN]
+        to = out[r]
+        to[0] = row[IN_FLIGHT] / 32.0
+        to[1] = row[AWAITING_FIRST_TOKEN] / 4.0
+        to[2] = 2.0 * prefill
+        to[3] = 2.0 * (prefill - least_prefill)
+        to[4] = 4.0 * own
+        to[5] = decoding / 32.0
+        to[6] = math.log1p(decoding * own)
+        to[7] = row[EXPECTED_REMAINING_TOKENS] / 8192.0
+        to[8] = decode / 64.0
+        to[9] = (decode - least_decode) / 64.0
+        to[10] = row[CONTEXT_TOKENS] / 65536.0
+        to[11] = (row[CONTEXT_TOKENS] + row[PENDING_PREFILL_TOKENS]) / row[KV_CAPACITY_TOKENS]
+        to[12] = math.log1p(row[OLDEST_WAIT_S])
+        to[13] = math.log1p(row[TTFT_EWMA_S])
+        to[14] = 16.0 * row[ITL_EWMA_S]
+        to[15] = (row[IN_FLIGHT] - row[IN_FLIGHT_EWMA]) / 8.0
+        to[16] = 32.0 * row[DECODE_ITERATION_S]
+        to[17] = row[SPEED]
+        to[18] = row[IN_FLIGHT] / row[MAX_NUM_SEQS]
+        to[19] = row[SCRAPED_RUNNING] / 32.0
+        to[20] = row[SCRAPED_WAITING] / 8.0
+        to[21] = row[SCRAPED_KV_USAGE]
+        to[22] = row[SCRAPE_AGE_S]
+        to[23] = prompt / 2048.0
+        to[24] = math.log1p(prompt) / 8.0
+        to[25] = request[EXPECTED_OUTPUT_TOKENS] / 256.0
+        to[26] = favor
+
+
+@njit(cache=True, parallel=True)
+def _features_all(
+    replicas: npt.NDArray[np.float64],
+    request: npt.NDArray[np.float64],
+    favor: npt.NDArray[np.float64],
+    out: npt.NDArray[np.float32],
+) -> None:
+    for c in prange(replicas.shape[0]):
+        features(replicas[c], request[c], favor[c], out[c])
+
+
+def features_batch(
+    view: View, favor: npt.NDArray[np.float64] | float, out: npt.NDArray[np.float32] | None = None
+) -> npt.NDArray[np.float32]:
+    """Features (K, R, F) of K views, written into `out` where given; `favor` is one number or (K,)."""
+    if out is None:
+        out = np.empty((*view.replicas.shape[:2], NUM_FEATURES), np.float32)
+    dials = np.broadcast_to(np.asarray(favor, np.float64), (len(view.request),))
+    _features_all(view.replicas, view.request, np.ascontiguousarray(dials), out)
+    return out

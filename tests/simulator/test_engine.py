@@ -1,0 +1,122 @@
+"""The compiled engine against its plain twin, request by request and column by column."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fairlead.simulator import reference
+from fairlead.simulator.cluster import Clusters
+from fairlead.simulator.fleet import Fleet, custom_fleet
+from fairlead.simulator.hardware import device, model
+from fairlead.simulator.timing import analytic
+from fairlead.view.schema import View
+from fairlead.workload.requests import Requests
+
+A100 = analytic(model("llama-3-8b"), device("a100-80g"))
+
+
+def fleet(
+    slowdowns: list[float], *, blocks: int, budget: int, seqs: int, block_size: int, interval: float
+) -> Fleet:
+    timing = np.array([[x * c for c in A100] for x in slowdowns])
+    return custom_fleet(
+        timing,
+        np.full(len(slowdowns), blocks),
+        token_budget=budget,
+        max_num_seqs=seqs,
+        block_size=block_size,
+        scrape_interval_s=interval,
+    )
+
+
+def requests(seed: int, count: int, rate: float, longest: int) -> Requests:
+    draw = np.random.default_rng(seed)
+    return Requests(
+        np.cumsum(draw.exponential(1 / rate, count)),
+        draw.integers(1, longest, count),
+        draw.integers(1, longest, count),
+    )
+
+
+def compiled(made: Fleet, wanted: Requests, choices: np.ndarray) -> tuple[Clusters, View]:
+    cluster = Clusters([made], [wanted])
+    views = []
+    for i in range(cluster.N):
+        view = cluster.observe()
+        views.append((view.replicas[0].copy(), view.request[0].copy()))
+        cluster.route(choices[i : i + 1])
+    cluster.drain()
+    return cluster, View(np.array([v[0] for v in views]), np.array([v[1] for v in views]))
+
+
+def assert_agree(made: Fleet, wanted: Requests, choices: np.ndarray) -> int:
+    """Same times, preemptions and views; the number of preemptions."""
+    plain = reference.simulate(
+        reference.from_fleet(made),
+        wanted,
+        choices,
+        scrape_interval_s=made.scrape_interval_s,
+        max_tokens=made.max_tokens,
+        record_views=True,
+    )
+    cluster, views = compiled(made, wanted, choices)
+    fast = cluster.outcomes(0)
+    np.testing.assert_allclose(fast.first_token_s, plain.first_token_s, rtol=1e-9)
+    np.testing.assert_allclose(fast.finish_s, plain.finish_s, rtol=1e-9)
+    np.testing.assert_array_equal(fast.preemptions, plain.preemptions)
+    assert plain.view is not None
+    np.testing.assert_allclose(views.request, plain.view.request, rtol=1e-9)
+    np.testing.assert_allclose(views.replicas, plain.view.replicas, rtol=1e-7, atol=1e-9)
+    return int(fast.preemptions.sum())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_engine_agrees_with_the_twin_at_ease(seed: int) -> None:
+    made = fleet([1.0, 1.0, 2.5], blocks=20_000, budget=512, seqs=64, block_size=16, interval=0.5)
+    wanted = requests(seed, 400, 12.0, 900)
+    choices = np.random.default_rng(seed + 100).integers(0, 3, 400)
+    assert assert_agree(made, wanted, choices) == 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_engine_agrees_with_the_twin_under_preemption(seed: int) -> None:
+    made = fleet([1.0, 1.7], blocks=150, budget=256, seqs=48, block_size=16, interval=0.3)
+    wanted = requests(seed, 300, 6.0, 500)
+    choices = np.random.default_rng(seed + 100).integers(0, 2, 300)
+    assert assert_agree(made, wanted, choices) > 50
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    rate=st.floats(0.5, 200.0),
+    longest=st.integers(2, 300),
+    spare=st.integers(0, 80),
+    seqs=st.integers(1, 24),
+    budget=st.integers(24, 400),
+    block_size=st.sampled_from([1, 4, 16, 32]),
+    interval=st.sampled_from([0.1, 1.0, 5.0]),
+)
+def test_engine_agrees_with_the_twin_on_anything(
+    seed: int,
+    rate: float,
+    longest: int,
+    spare: int,
+    seqs: int,
+    budget: int,
+    block_size: int,
+    interval: float,
+) -> None:
+    least = -(-2 * longest // block_size)
+    made = fleet(
+        [1.0, 3.0],
+        blocks=least + spare,
+        budget=budget,
+        seqs=seqs,
+        block_size=block_size,
+        interval=interval,
+    )
+    wanted = requests(seed, 60, rate, longest)
+    choices = np.random.default_rng(seed).integers(0, 2, 60)
+    assert_agree(made, wanted, choices)
