@@ -82,6 +82,16 @@ def test_limits_hold(run):
 
 
 @given(runs())
+def test_only_the_last_running_request_can_have_a_half_done_prompt(run):
+    _, requests, _ = run
+    result = simulated(run)
+    for iteration in result.iterations:
+        for slot in iteration.slots[:-1]:
+            emitted = tokens_emitted(result, requests, slot.request, iteration.start_s)
+            assert slot.computed + slot.chunk == requests.prompt_tokens[slot.request] + emitted
+
+
+@given(runs())
 def test_causality(run):
     _, requests, _ = run
     result = simulated(run)

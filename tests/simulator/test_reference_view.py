@@ -132,3 +132,13 @@ def test_last_multiple_is_the_last(interval):
     for j in range(200):
         assert last_multiple(interval, j * interval) == j * interval
         assert last_multiple(interval, (j + 0.5) * interval) == j * interval
+
+
+def test_a_scrape_stays_as_it_was_until_the_next():
+    """Staleness: the engine has gone on since the scrape at 1.5, the ledger knows, the scrape does not."""
+    seen = rows([(0.0, 5, 2), (0.2, 8, 2), (2.3, 1, 1), (2.9, 1, 1)], interval=1.5)
+    for decision in (2, 3):
+        assert seen[decision, schema.SCRAPED_RUNNING] == 2
+        assert seen[decision, schema.SCRAPED_KV_USAGE] == pytest.approx(0.4)
+    assert seen[2, schema.IN_FLIGHT] == 1
+    assert seen[3, schema.SCRAPE_AGE_S] == pytest.approx(1.4)

@@ -1,6 +1,7 @@
 """The iteration-time model against anchors and against its own closed form."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -158,3 +159,21 @@ def test_a_model_that_does_not_fit_says_how_to_mend_it():
     message = r"llama-3-70b does not fit on 1 x a100-80g: .* raise tensor_parallel"
     with pytest.raises(FairleadError, match=message):
         kv_blocks(MODELS["llama-3-70b"], A100, 1, Options())
+
+
+def test_the_documented_presets_are_what_the_code_computes():
+    page = (Path(__file__).parents[2] / "docs" / "simulator.md").read_text(encoding="utf-8")
+    table = page.split("<!-- presets: checked by a test -->")[1].split("\n\n")[0]
+    documented = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.split("\n")[3:]]
+    assert {row[0] for row in documented} == set(MODELS)
+    for model_name, placement, *cells in documented:
+        n, device_name = placement.split(" x ")
+        model, device = MODELS[model_name], DEVICES[device_name]
+        c = analytic(model, device, int(n))
+        units = (1e3, 1e3, 1e6, 1e6, 1e6, 1e9, 1e9)
+        expected = [value * unit for value, unit in zip(c, units, strict=True)]
+        expected += [kv_blocks(model, device, int(n), Options())]
+        expected += [1e3 * seconds(c, 32, 32, 32_000, 0), 1e3 * prefill_s(c, 2048)]
+        for cell, value in zip(cells, expected, strict=True):
+            digits = len(cell.partition(".")[2])
+            assert cell.replace(",", "") == f"{value:.{digits}f}"

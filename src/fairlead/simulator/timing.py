@@ -34,8 +34,11 @@ rest. Pope et al. report a prefill MFU of 0.76 for PaLM 540B at its best, Llama-
 BANDWIDTH_EFFICIENCY = 0.85
 """Share of peak memory bandwidth when streaming weights or KV blocks (plain copies reach 0.85 to 0.93)."""
 ATTENTION_EFFICIENCY = 0.40
-"""Share of peak FLOP/s of prefill attention. FlashAttention-2 (arXiv 2307.08691, figure 5) measures
-0.5 to 0.7 forward on A100 and about 0.35 on H100; paged keys and short chunks take some of it."""
+"""Share of peak FLOP/s of prefill attention.
+
+FlashAttention-2 (arXiv 2307.08691) reaches up to 0.73 forward on A100, and 0.35 on H100 according to
+FlashAttention-3 (arXiv 2407.08608); paged keys and short chunks take some of it.
+"""
 ALLREDUCE_EFFICIENCY = 0.70
 """Share of the link's one-way bandwidth that a ring all-reduce reaches (nccl-tests "busbw", 0.6 to 0.8)."""
 OVERHEAD_S = 1.0e-3
