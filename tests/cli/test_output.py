@@ -34,6 +34,7 @@ def test_progress_without_a_terminal_is_lines_on_stderr(capsys):
     with ProgressBar() as progress:
         for done in range(101):
             progress("simulating", done, 100)
+        progress("simulating", 100, 100)
         progress("rendering", 1, 1)
     out, err = capsys.readouterr()
     assert out == ""

@@ -77,6 +77,7 @@ class ProgressBar:
         self._phase = ""
         self._next_line = 0.0
         self._started = 0.0
+        self._ended = False
 
     def __enter__(self) -> Self:
         """Take over the terminal's last lines, if there is one."""
@@ -117,7 +118,9 @@ class ProgressBar:
         now = time.monotonic()
         if what != self._phase:
             self._phase, self._started, self._next_line = what, now, now
-        if now >= self._next_line or done >= total:
+            self._ended = False
+        if now >= self._next_line or (done >= total and not self._ended):
+            self._ended = done >= total
             left = (now - self._started) * (total - done) / done if done else 0.0
             to_go = f", about {left:.0f} s to go" if left >= 1 else ""
             say(f"{what}: {100 * done / total if total else 100:.0f} %{to_go}")
