@@ -1,0 +1,1 @@
+"""Paired comparisons of routers on unseen seeds, and the report that people share."""
