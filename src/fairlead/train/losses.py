@@ -1,0 +1,80 @@
+"""The terms of the loss: small pure functions of tensors, each checking its shapes."""
+
+import torch
+from torch import Tensor
+
+
+def _check(dimensions: int, **tensors: Tensor) -> None:
+    """All tensors have one shape with that many dimensions: broadcasting never hides a mistake."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if len(set(shapes.values())) != 1 or any(len(shape) != dimensions for shape in shapes.values()):
+        raise ValueError(f"expected {dimensions}-dimensional tensors of one shape, got {shapes}")
+
+
+def clipped_surrogate(
+    log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, clip: float
+) -> tuple[Tensor, Tensor]:
+    """PPO's policy loss (Schulman et al. 2017, eq. 7), negated for descent.
+
+    Args:
+        log_prob: (B,) of the actions taken, under the policy being trained.
+        old_log_prob: (B,) of the same under the distribution they were sampled from.
+        advantages: (B,).
+        clip: half width of the trusted ratios.
+
+    Returns:
+        The loss, and the share of ratios outside the clip range.
+    """
+    _check(1, log_prob=log_prob, old_log_prob=old_log_prob, advantages=advantages)
+    ratio = torch.exp(log_prob - old_log_prob)
+    surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+    clipped = ((ratio.detach() - 1).abs() > clip).float().mean()
+    return -surrogate.mean(), clipped
+
+
+def value_loss(
+    values: Tensor, targets: Tensor, old_values: Tensor | None = None, clip: float | None = None
+) -> Tensor:
+    """Mean squared error of (B,) values; with `clip`, of values within `clip` of the old ones."""
+    _check(1, values=values, targets=targets)
+    if clip is not None:
+        if old_values is None:
+            raise ValueError("clipping values needs the old ones")
+        _check(1, values=values, old_values=old_values)
+        values = old_values + (values - old_values).clamp(-clip, clip)
+    return (values - targets).square().mean()
+
+
+def entropy(log_probs: Tensor) -> Tensor:
+    """Mean entropy in nats of distributions given as log-probabilities (B, A)."""
+    _check(2, log_probs=log_probs)
+    return -(log_probs.exp() * log_probs).sum(-1).mean()
+
+
+def kl_k3(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
+    """KL(old || new) in nats from (B,) actions sampled from the old policy.
+
+    The estimator k3 = (ratio - 1) - log ratio is unbiased and never negative
+    (Schulman, http://joschu.net/blog/kl-approx.html).
+    """
+    _check(1, log_prob=log_prob, old_log_prob=old_log_prob)
+    log_ratio = log_prob - old_log_prob
+    return (torch.expm1(log_ratio) - log_ratio).mean()
+
+
+def expected_regret(log_probs: Tensor, regrets: Tensor) -> Tensor:
+    """Mean over decisions of sum_a pi(a) * (cost(a) - least cost); both (B, A)."""
+    _check(2, log_probs=log_probs, regrets=regrets)
+    return (log_probs.exp() * regrets).sum(-1).mean()
+
+
+def cross_entropy(log_probs: Tensor, actions: Tensor) -> Tensor:
+    """Mean negative log-probability of a teacher's actions: (B, A) and (B,)."""
+    _check(2, log_probs=log_probs)
+    return -chosen(log_probs, actions).mean()
+
+
+def chosen(log_probs: Tensor, actions: Tensor) -> Tensor:
+    """The log-probabilities (B,) of the actions (B,) among (B, A)."""
+    _check(1, actions=actions, first_column=log_probs[:, 0])
+    return log_probs.gather(1, actions[:, None]).squeeze(1)

@@ -1,0 +1,142 @@
+"""Collect decisions: step a vector environment under the current policy into preallocated buffers."""
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from fairlead.errors import FairleadError
+from fairlead.train.exploration import behaviour_log_probs, sample
+from fairlead.train.losses import chosen
+from fairlead.train.profiler import Profiler
+
+Observation = npt.NDArray[np.float32]
+
+
+class Env(Protocol):
+    """What training needs of a vector environment: `fairlead.env.vector.RouterVectorEnv` has it.
+
+    `step` returns observation (K, ...), reward (K,), terminated (K,), truncated (K,) and `info`, which has
+    `elapsed_s` (K,), the seconds from this decision to the next, and, when an episode ended, `final_obs`
+    (K, ...), the last observation of the old episode (autoreset mode SAME_STEP). An attribute `group` says
+    how many neighbouring clusters share their arrivals (1 if absent). The same seed and actions must give
+    the same episode.
+    """
+
+    num_envs: int
+    single_observation_space: Any
+    """Its `shape` is that of one cluster's observation."""
+
+    def reset(self, *, seed: int) -> tuple[Observation, dict[str, Any]]:
+        """Start episodes that `seed` determines."""
+        ...
+
+    def step(self, actions: npt.NDArray[np.int64]) -> tuple[Observation, Any, Any, Any, dict[str, Any]]:
+        """Take one decision in each cluster."""
+        ...
+
+
+class ActorCritic(Protocol):
+    """What training needs of a network: `fairlead.policy.network.RouterNetwork` has it."""
+
+    def __call__(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, A) and values (B,) of observations (B, ...)."""
+        ...
+
+    def value(self, observation: Tensor) -> Tensor:
+        """The values alone."""
+        ...
+
+    def actor_parameters(self) -> Iterator[nn.Parameter]:
+        """Whatever the decision depends on."""
+        ...
+
+    def critic_parameters(self) -> Iterator[nn.Parameter]:
+        """What only the value depends on."""
+        ...
+
+
+class Rollout:
+    """T decisions of K clusters. Arrays are (T, K, ...)."""
+
+    def __init__(self, steps: int, clusters: int, observation_shape: tuple[int, ...]) -> None:
+        """Room for `steps` decisions of `clusters` clusters."""
+        shape = (steps, clusters)
+        self.observations = np.empty((*shape, *observation_shape), np.float32)
+        self.actions = np.empty(shape, np.int64)
+        self.log_probs = np.empty(shape, np.float32)
+        """Of the actions, under the distribution that they were sampled from."""
+        self.values = np.empty(shape, np.float32)
+        self.next_values = np.empty(shape, np.float32)
+        """Of what each decision led to: the final observation's value at a truncation, 0 at a termination."""
+        self.rewards = np.empty(shape, np.float64)
+        self.elapsed_s = np.empty(shape, np.float64)
+        self.ends = np.empty(shape, np.bool_)
+        """Whether the episode ended after the decision, one way or the other."""
+
+    def __len__(self) -> int:
+        """Decisions per cluster."""
+        return len(self.actions)
+
+
+def collect(
+    network: ActorCritic,
+    env: Env,
+    rollout: Rollout,
+    observation: Observation,
+    random: np.random.Generator,
+    profiler: Profiler,
+    *,
+    temperature: float = 1.0,
+    epsilon: float = 0.0,
+) -> Observation:
+    """Fill `rollout` from `observation` on; returns the observation that comes next.
+
+    Raises:
+        FairleadError: if an observation, a reward or a logit is not finite.
+    """
+    clusters = env.num_envs
+    uniforms = torch.from_numpy(random.random((len(rollout), clusters), np.float32))
+    with torch.inference_mode():
+        for t in range(len(rollout)):
+            with profiler.phase("copy"):
+                rollout.observations[t] = observation
+            with profiler.phase("forward"):
+                logits, values = network(torch.from_numpy(rollout.observations[t]))
+                log_probs = behaviour_log_probs(logits, temperature, epsilon)
+                actions = sample(log_probs, uniforms[t])
+                rollout.actions[t] = actions.numpy()
+                rollout.log_probs[t] = chosen(log_probs, actions).numpy()
+                rollout.values[t] = values.numpy()
+            with profiler.phase("simulate"):
+                observation, rewards, terminated, truncated, info = env.step(rollout.actions[t])
+            with profiler.phase("copy"):
+                rollout.rewards[t] = rewards
+                rollout.elapsed_s[t] = info["elapsed_s"]
+                np.logical_or(terminated, truncated, out=rollout.ends[t])
+            if rollout.ends[t].any():
+                # Bootstrapping from the observation after the reset would credit one episode with another's.
+                with profiler.phase("forward"):
+                    final = network.value(torch.from_numpy(np.asarray(info["final_obs"], np.float32)))
+                    rollout.next_values[t] = np.where(terminated, 0.0, final.numpy())
+        with profiler.phase("forward"):
+            last = network.value(torch.from_numpy(np.asarray(observation, np.float32))).numpy()
+    following = np.concatenate([rollout.values[1:], last[None]])
+    rollout.next_values = np.where(rollout.ends, rollout.next_values, following)
+    _check_finite(rollout)
+    return observation
+
+
+def _check_finite(rollout: Rollout) -> None:
+    for name in ("observations", "rewards", "elapsed_s", "log_probs", "values"):
+        array = getattr(rollout, name)
+        # A sum is finite only if all terms are; it is much cheaper than looking at each.
+        if not np.isfinite(array.sum(dtype=np.float64)):
+            where = np.argwhere(~np.isfinite(array))[0].tolist()
+            raise FairleadError(
+                f"{name} is not finite at step {where[0]} of the rollout, cluster {where[1]}"
+                f"{f', index {where[2:]}' if where[2:] else ''}"
+            )
