@@ -7,6 +7,7 @@ that `fairlead --help` is instant.
 """
 
 import inspect
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, NoReturn
@@ -61,7 +62,8 @@ def root(
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run one command (`args` as after the program's name, default: the process's own) and exit."""
     try:
-        code = app(args=args, prog_name="fairlead", standalone_mode=False)
+        typed = shlex.join(["fairlead", *(sys.argv[1:] if args is None else args)])  # results record it
+        code = app(args=args, obj=typed, prog_name="fairlead", standalone_mode=False)
     except FairleadError as error:
         say(f"error: {' '.join(str(error).split())}")
         code = 2

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fairlead.cli.first_run import announce_compilation
 from fairlead.cli.options import Json
 from fairlead.cli.output import ProgressBar, on_interrupt, print_json, print_table
 from fairlead.errors import FairleadError
@@ -52,6 +53,7 @@ def command(
         raise FairleadError(f"--policy goes with `fairlead bench decision`, not with {what.value}")
     measure = import_module(f"fairlead.bench.{what.value}").measure
     options = {} if policy is None else {"policy": policy}
+    announce_compilation()
     with on_interrupt(lambda: "nothing was saved"), ProgressBar() as progress:
         result = measure(seconds, progress, **options)
     if json:

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from fairlead.cli.options import Json, Loads, ManyScenarios, load_list, scenario_list, seed_list, split
+from fairlead.cli.first_run import capacity
+from fairlead.cli.options import Favor, Json, Loads, ManyScenarios, load_list, scenario_list, seed_list, split
 from fairlead.cli.output import ProgressBar, on_interrupt, print_json, say
 
 EXAMPLES = (
@@ -17,6 +18,7 @@ EXAMPLES = (
 
 
 def command(
+    context: typer.Context,
     scenario: ManyScenarios,
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="A new folder for the results.", show_default=False)
@@ -30,6 +32,7 @@ def command(
             show_default=False,
         ),
     ] = None,
+    favor: Favor = None,
     seeds: Annotated[
         int,
         typer.Option(min=1, metavar="N", help="How many independent runs of each; intervals need several."),
@@ -50,8 +53,20 @@ def command(
     scenarios = scenario_list(scenario)
     loads = load_list(load)
     names = split(routers, "router") if routers else list(ALL_HEURISTICS)
+    for each in scenarios:
+        capacity(each)
     with on_interrupt(lambda: f"nothing was saved in {out}"), ProgressBar() as progress:
-        results = run_tournament(scenarios, loads, names, seed_list(seed, seeds), requests, out, progress)
+        results = run_tournament(
+            scenarios,
+            loads,
+            names,
+            seed_list(seed, seeds),
+            requests,
+            out,
+            progress,
+            favor=favor,
+            command=str(context.obj),
+        )
         page = render_report(out)
     if json:
         print_json(json_module.loads((out / "results.json").read_text(encoding="utf-8")))

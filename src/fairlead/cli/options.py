@@ -41,6 +41,15 @@ Loads = Annotated[
         show_default=False,
     ),
 ]
+Favor = Annotated[
+    float | None,
+    typer.Option(
+        metavar="DIAL",
+        help="What lookahead and trained policies favor, from 0 (end-to-end latency) to 1 (time to first "
+        "token). `name@0.8` sets it for one router. Default: 0.5.",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else.")]
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fairlead.cli.first_run import capacity
 from fairlead.cli.options import Json
 from fairlead.cli.output import print_json, print_table
 
@@ -57,15 +58,12 @@ def _list(json: bool) -> None:
 
 
 def _show(name: str, json: bool) -> None:
-    from fairlead.simulator.capacity import capacity_rps
     from fairlead.workload.scenario import load_scenario
 
     scenario = load_scenario(name)
-    capacity = capacity_rps(scenario)
+    rate = capacity(scenario)
     if json:
-        print_json(
-            {**summary(scenario), "capacity_rps": capacity, "scenario": scenario.model_dump(mode="json")}
-        )
+        print_json({**summary(scenario), "capacity_rps": rate, "scenario": scenario.model_dump(mode="json")})
         return
 
     import yaml
@@ -73,9 +71,9 @@ def _show(name: str, json: bool) -> None:
     text = yaml.safe_dump(scenario.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
     typer.echo(text, nl=False)
     typer.echo(f"\n# {scenario.num_replicas} replicas ({hardware(scenario)}); hash {scenario.hash()}")
-    typer.echo(f"# measured capacity: {capacity:.3g} requests/s")
+    typer.echo(f"# measured capacity: {rate:.3g} requests/s")
     for load in scenario.loads:
-        typer.echo(f"#   load {load:g} is {load * capacity:.3g} requests/s")
+        typer.echo(f"#   load {load:g} is {load * rate:.3g} requests/s")
 
 
 def summary(scenario: "Scenario") -> dict[str, Any]:

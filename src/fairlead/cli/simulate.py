@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from fairlead.cli.options import Json, OneScenario, load_list
+from fairlead.cli.first_run import capacity
+from fairlead.cli.options import Favor, Json, OneScenario, load_list
 from fairlead.cli.output import on_interrupt, print_json, print_table
 from fairlead.errors import FairleadError
 
@@ -29,6 +30,7 @@ def command(
             help="The router: a heuristic such as lor, p2c, least_work, lookahead, or a trained policy.onnx.",
         ),
     ] = "lor",
+    favor: Favor = None,
     requests: Annotated[int, typer.Option(min=1, metavar="N", help="How many requests arrive.")] = 3000,
     seed: Annotated[
         int, typer.Option(min=0, metavar="N", help="Seed of arrivals, lengths and the router's own choices.")
@@ -47,8 +49,9 @@ def command(
     loads = load_list(load) or [chosen.loads[0]]
     if len(loads) > 1:
         raise FairleadError("simulate takes one --load; `fairlead evaluate` takes several")
+    capacity(chosen)
     with on_interrupt(lambda: "nothing was saved"):
-        metrics = simulate_once(chosen, loads[0], router, requests, seed)
+        metrics = simulate_once(chosen, loads[0], router, requests, seed, favor)
     result = {
         "scenario": chosen.name,
         "load": loads[0],

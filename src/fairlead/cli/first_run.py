@@ -1,0 +1,28 @@
+"""What is slow only the first time is announced: compilation, and the measurement of capacity."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fairlead.cli.output import say
+
+if TYPE_CHECKING:
+    from fairlead.workload.scenario import Scenario
+
+
+def announce_compilation() -> None:
+    """Say so if Numba has nothing in its cache yet and will compile the simulator."""
+    from fairlead.simulator.cluster import observe_all
+
+    if not any(Path(observe_all.stats.cache_path).glob("cluster.*.nbi")):
+        say("compiling the simulator (only the first time; up to a minute) ...")
+
+
+def capacity(scenario: "Scenario") -> float:
+    """The scenario's capacity in requests/s, announced if it must be measured first."""
+    from fairlead.simulator.capacity import capacity_rps
+
+    announce_compilation()
+    return capacity_rps(
+        scenario,
+        measuring=lambda: say(f"measuring the capacity of {scenario.name} (only the first time) ..."),
+    )

@@ -1,0 +1,57 @@
+"""`fairlead evaluate` and `fairlead report`, from the command line."""
+
+import json
+
+import pytest
+
+SMALL = ("evaluate", "--scenario", "uniform-lengths", "--load", "0.7", "--requests", "60", "--seeds", "2")
+FILES = ("results.json", "requests.parquet", "report.html")
+
+
+def test_it_writes_results_requests_and_a_report_and_prints_a_table(fairlead, tmp_path):
+    out = tmp_path / "run"
+    ended = fairlead(*SMALL, "--routers", "lor,least_work", "--routers", "random", "--out", str(out))
+    assert ended.code == 0
+    assert all((out / name).stat().st_size > 0 for name in FILES)
+    assert all(router in ended.out for router in ("lor", "least_work", "random"))
+    assert str(out / "report.html") in ended.err
+    results = json.loads((out / "results.json").read_text())
+    assert len(results["rows"]) == 3 * 2
+
+
+def test_json_on_stdout_is_the_results_file(fairlead, tmp_path):
+    out = tmp_path / "run"
+    ended = fairlead(*SMALL, "--routers", "lor,random", "--out", str(out), "--json")
+    assert ended.code == 0
+    assert json.loads(ended.out) == json.loads((out / "results.json").read_text())
+
+
+def test_a_folder_that_holds_a_run_is_left_alone(fairlead, tmp_path):
+    run = (*SMALL, "--routers", "lor,random", "--out", str(tmp_path / "run"))
+    assert fairlead(*run).code == 0
+    before = (tmp_path / "run" / "results.json").read_bytes()
+    ended = fairlead(*run, "--seed", "7")
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.splitlines()[-1].startswith("error: ")
+    assert (tmp_path / "run" / "results.json").read_bytes() == before
+
+
+def test_the_report_can_be_rendered_again(fairlead, tmp_path):
+    out = tmp_path / "run"
+    assert fairlead(*SMALL, "--routers", "lor,random", "--out", str(out)).code == 0
+    (out / "report.html").unlink()
+    ended = fairlead("report", str(out))
+    assert ended.code == 0 and ended.out.strip() == str(out / "report.html")
+    assert (out / "report.html").is_file()
+
+
+def test_a_report_of_nothing_is_an_error(fairlead, tmp_path):
+    ended = fairlead("report", str(tmp_path))
+    assert ended.code == 2 and ended.err.startswith("error: ") and ended.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("options", [("--routers", "lor,lor2"), ("--load", "2"), ("--routers", "none.onnx")])
+def test_nothing_is_written_when_the_request_makes_no_sense(fairlead, tmp_path, options):
+    out = tmp_path / "run"
+    ended = fairlead(*SMALL, *options, "--out", str(out))
+    assert ended.code == 2 and not out.exists()
