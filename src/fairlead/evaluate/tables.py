@@ -1,0 +1,68 @@
+"""Results on the terminal."""
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from fairlead.evaluate.phrasing import (
+    LABELS,
+    MARKS,
+    SHOWN,
+    SPACE,
+    number,
+    percent,
+    percent_load,
+    unit,
+)
+from fairlead.evaluate.results import ComparisonRow, Results
+
+_STYLES = {"better": "green", "worse": "red", "undecided": "dim", "reference": "bold"}
+
+
+def terminal_table(results: Results, scenario: str, load: float) -> Table:
+    """All routers in one setting, two lines each; fits 120 columns.
+
+    The first line of a cell is the mean over the seeds and the difference to the best heuristic for that
+    metric in percent; the second is the 95 % interval of that difference, with a sign for the verdict, so that
+    nothing is told by colour alone.
+    """
+    configuration = results.configuration
+    rate = load * configuration.capacity_rps[scenario]
+    table = Table(
+        title=f"{scenario} at {percent_load(load)} ({number('throughput_rps', rate)} requests/s)",
+        caption=(
+            f"mean of {len(configuration.seeds)} seeds; difference to the best heuristic of each column and "
+            f"its 95{SPACE}% interval, in{SPACE}%: {MARKS['better']} better, {MARKS['worse']} worse, "
+            f"{MARKS['undecided']} undecided"
+        ),
+        box=box.SIMPLE_HEAD,
+        padding=(0, 0),
+        show_edge=False,
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("router", overflow="fold", max_width=13, vertical="top")
+    for metric in SHOWN:
+        first, _, second = LABELS[metric].partition(" ")
+        header = f"{second or first}\n{first if second else ''} {unit(metric)}"
+        table.add_column(header, justify="right", overflow="fold")
+    for router in configuration.routers:
+        style = "bold" if router.kind == "learned" else ""
+        cells = [_cell(results.comparison(scenario, load, router.name, metric)) for metric in SHOWN]
+        table.add_row(Text(router.name, style), *cells)
+    return table
+
+
+def _cell(cell: ComparisonRow) -> Text:
+    style = _STYLES[cell.verdict]
+    text = Text(number(cell.metric, cell.mean), "bold" if cell.verdict == "reference" else "")
+    if cell.verdict == "reference":
+        return text.append(f"\n{MARKS['reference']}", style)
+    interval = cell.relative_interval
+    if interval is None or cell.relative_difference is None:
+        # A reference of 0 has no percentage: the difference itself is shown instead.
+        low, high = (f"{end:+.2g}" for end in (cell.ci_low, cell.ci_high))
+        return text.append(f"\n{MARKS[cell.verdict]}{low}, {high}", style)
+    low, high = (percent(end) for end in interval)
+    text.append(f" {percent(cell.relative_difference)}", style)
+    return text.append(f"\n{MARKS[cell.verdict]}{low}, {high}", style)

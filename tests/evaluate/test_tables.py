@@ -1,0 +1,57 @@
+"""The terminal table shows every router and fits the terminal."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from fairlead.evaluate.conclusions import build_results
+from fairlead.evaluate.phrasing import MINUS
+from fairlead.evaluate.results import Configuration, Results, Row
+from fairlead.evaluate.tables import terminal_table
+
+
+def printed(results: Results, width: int) -> str:
+    file = io.StringIO()
+    Console(file=file, width=width).print(terminal_table(results, "chat-unequal", 0.8))
+    return file.getvalue()
+
+
+def test_every_router_with_difference_and_interval(results: Results) -> None:
+    text = printed(results, 120)
+    for name in (
+        "lor",
+        "least_prefill",
+        "lookahead",
+        "learned",
+        "TTFT",
+        "E2E",
+        "TPOT",
+        "throughput",
+        "imbalance",
+    ):
+        assert name in text
+    assert "chat-unequal at 80\N{NO-BREAK SPACE}% load (6.40 requests/s)" in text
+    learned = next(line for line in text.splitlines() if line.startswith("learned"))
+    assert f"3.78 {MINUS}22" in learned and "+21" in learned
+    assert f"✓{MINUS}23, {MINUS}21" in text and "✗+19, +22" in text
+
+
+def test_pitfall_23_no_cell_is_empty(results: Results) -> None:
+    words = set(printed(results, 120).replace(",", " ").split())
+    assert not {"nan", "inf", "None", "N/A", "-"} & words
+
+
+@pytest.mark.parametrize("width", [120, 80])
+def test_nothing_is_cut_off(results: Results, width: int) -> None:
+    text = printed(results, width)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+
+
+def test_a_reference_of_zero_is_shown_without_percentage(
+    configuration: Configuration, rows: list[Row]
+) -> None:
+    zero = [row.model_copy(update={"imbalance": 0.0}) if row.router == "lor" else row for row in rows]
+    table = printed(build_results(configuration, zero), 120)
+    assert "✗+0." in table
