@@ -33,6 +33,11 @@ $(STAMP): pyproject.toml constraints.txt
 		|| { echo "error: the installation failed; its last lines:" >&2; tail -n 15 $(VENV)/install.log >&2; exit 1; }
 	@touch $@
 
+demo: $(STAMP)  ## Train a router, compare it with all others, write a report (under ten minutes).
+	@$(BIN)/fairlead train --scenario chat-equal,chat-unequal --out $(DEMO_OUT)/training
+	@$(BIN)/fairlead evaluate --scenario chat-equal,chat-unequal \
+		--routers heuristics,$(DEMO_OUT)/training/policy.onnx --out $(DEMO_OUT)
+
 test: check  ## Run all checks and all tests.
 	@$(BIN)/python -m pytest
 

@@ -78,6 +78,32 @@ def test_the_readme_is_among_the_pages():
     assert ROOT / "README.md" in PAGES
 
 
+def drawn_tree(text: str) -> set[str]:
+    """The paths in the block that begins with `src/fairlead/`, from their indentation."""
+    (block,) = [each.text for each in blocks(text) if each.text.startswith("src/fairlead/")]
+    found: set[str] = set()
+    folder = ""
+    for line in block.splitlines()[1:]:
+        name, depth = line.split()[0], len(line) - len(line.lstrip())
+        folder = folder if depth > 2 else name if name.endswith("/") else ""
+        found.add(f"{folder}{name}" if depth > 2 else name)
+    return found
+
+
+def test_the_tree_in_the_architecture_page_is_that_of_the_package():
+    package = ROOT / "src" / "fairlead"
+    there = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if path.name != "__init__.py" or path.parent == package
+    }
+    there |= {
+        f"{path.parent.relative_to(package).as_posix()}/" for path in package.rglob("*") if path.is_file()
+    }
+    there -= {"./", *(name for name in there if "__pycache__" in name)}
+    assert drawn_tree((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")) == there
+
+
 def test_notes_are_understood():
     for page in PAGES:
         for block in blocks(page.read_text(encoding="utf-8")):

@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "fairlead"
 
-BASE = {"errors", "rng", "config"}
+BASE = {"errors", "rng", "compiled"}
 UP_TO_SIMULATOR = BASE | {"workload", "view", "simulator"}
 UP_TO_EVALUATE = UP_TO_SIMULATOR | {"env", "policy", "evaluate"}
 
@@ -19,7 +19,7 @@ UP_TO_EVALUATE = UP_TO_SIMULATOR | {"env", "policy", "evaluate"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "rng": {"errors"},
-    "config": {"errors", "rng"},
+    "compiled": {"errors"},
     "workload": BASE,
     "view": BASE,
     "simulator": BASE | {"workload", "view"},

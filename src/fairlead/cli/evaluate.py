@@ -13,7 +13,7 @@ from fairlead.cli.output import ProgressBar, on_interrupt, print_json, say
 EXAMPLES = (
     "fairlead evaluate --scenario chat-unequal --out runs/baselines",
     "fairlead evaluate --scenario chat-equal,chat-unequal --load 0.7 "
-    "--routers lor,least_work,runs/mine/policy.onnx --seeds 10 --out runs/mine-evaluated",
+    "--routers heuristics,runs/mine/policy.onnx --seeds 10 --out runs/mine-evaluated",
 )
 
 
@@ -28,7 +28,8 @@ def command(
         list[str] | None,
         typer.Option(
             metavar="NAME_OR_FILE,...",
-            help="Heuristics by name, policies as ONNX files, separated by commas. Default: all heuristics.",
+            help="Heuristics by name (`heuristics`: all of them) and policies as ONNX files, "
+            "separated by commas. Default: heuristics.",
             show_default=False,
         ),
     ] = None,
@@ -52,7 +53,11 @@ def command(
 
     scenarios = scenario_list(scenario)
     loads = load_list(load)
-    names = split(routers, "router") if routers else list(ALL_HEURISTICS)
+    names = [
+        name
+        for text in split(routers or ["heuristics"], "router")
+        for name in (ALL_HEURISTICS if text == "heuristics" else [text])
+    ]
     for each in scenarios:
         capacity(each)
     with on_interrupt(lambda: f"nothing was saved in {out}"), ProgressBar() as progress:

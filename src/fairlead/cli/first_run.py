@@ -1,6 +1,5 @@
 """What is slow only the first time is announced: compilation, and the measurement of capacity."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fairlead.cli.output import say
@@ -11,10 +10,10 @@ if TYPE_CHECKING:
 
 def announce_compilation() -> None:
     """Say so if Numba has nothing in its cache yet and will compile the simulator."""
-    from fairlead.simulator.cluster import observe_all
+    from fairlead.compiled import is_cached
 
-    if not any(Path(observe_all.stats.cache_path).glob("cluster.*.nbi")):
-        say("compiling the simulator (only the first time; up to a minute) ...")
+    if not is_cached():
+        say("compiling the simulator (only the first time; about a minute) ...")
 
 
 def capacity(scenario: "Scenario") -> float:
