@@ -173,7 +173,7 @@ def fit(
             torch.autograd.backward(error)
             nn.utils.clip_grad_norm_(parameters, config.max_gradient_norm)
             optimiser.step()
-            total += float(error) * len(indices)
+            total += error.item() * len(indices)
         if not np.isfinite(total):
             raise FairleadError(f"imitation_loss is not finite in epoch {epoch + 1} of round {round_ + 1}")
         progress(epoch + 1, config.epochs)

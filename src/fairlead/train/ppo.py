@@ -131,9 +131,9 @@ def update(
             optimiser.zero_grad(set_to_none=True)
             torch.autograd.backward(terms.loss)
             norm = nn.utils.clip_grad_norm_(trained, config.max_gradient_norm)
-            history.append([float(each) for each in (*terms, norm)])
+            history.append([each.item() for each in (*terms, norm)])
             _check_finite(history[-1], epoch, len(history))
-            if config.early_stop_kl is not None and float(terms.kl) > config.early_stop_kl:
+            if config.early_stop_kl is not None and terms.kl.item() > config.early_stop_kl:
                 return _means(history)
             optimiser.step()
     return _means(history)

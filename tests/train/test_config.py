@@ -1,0 +1,34 @@
+import pytest
+from pydantic import ValidationError
+
+from fairlead.train.config import PPOConfig, TrainConfig
+
+
+def test_a_configuration_survives_json():
+    config = TrainConfig(seed=3, ppo=PPOConfig(entropy_coefficient=[[0, 0.1], [1, 0]]))  # type: ignore[arg-type]
+    again = TrainConfig.model_validate_json(config.model_dump_json())
+    assert again == config
+    assert again.hash == config.hash
+
+
+def test_every_setting_changes_the_hash():
+    base = TrainConfig().hash
+    assert TrainConfig(seed=1).hash != base
+    assert TrainConfig(ppo=PPOConfig(clip=0.3)).hash != base
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"typo": 1}, {"ppo": {"clip": 0}}, {"ppo": {"gae_lambda": 1.1}}, {"threads": 0}, {"seed": float("nan")}],
+)
+def test_nonsense_is_refused(wrong):
+    with pytest.raises(ValidationError):
+        TrainConfig.model_validate(wrong)
+
+
+def test_from_scratch_skips_the_warm_start_and_keeps_the_length():
+    config = TrainConfig()
+    scratch = config.from_scratch()
+    assert scratch.imitation is None
+    assert scratch.ppo.critic_warmup_iterations == 0
+    assert scratch.ppo.total_iterations == config.ppo.total_iterations

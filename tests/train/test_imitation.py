@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+import torch
+
+from fairlead import FairleadError
+from fairlead.policy.network import NetworkRouter, RouterNetwork
+from fairlead.train import imitation
+from fairlead.train.config import ImitationConfig
+from fairlead.train.imitation import Demonstrations, Teacher
+from fairlead.train.profiler import Profiler
+
+CONFIG = ImitationConfig(rounds=3, steps=40, teacher_steps=40, label_every=2, epochs=10, minibatch=128)
+
+
+def dagger(toy, teacher, config=CONFIG, seed=0):
+    network = RouterNetwork(3, hidden=16, attention=8, seed=seed)
+    optimiser = torch.optim.Adam(network.actor_parameters())
+    demonstrations, random, profiler = Demonstrations(), np.random.default_rng(seed), Profiler()
+    env = toy.make(group=1)
+    for round_ in range(config.rounds):
+        imitation.collect(
+            network,
+            env,
+            teacher,
+            demonstrations,
+            config,
+            first=round_ == 0,
+            seed=round_,
+            profiler=profiler,
+        )
+        fit, holdout = demonstrations.split(config.holdout_every)
+        imitation.fit(network, optimiser, fit, config, round_, random)
+    return network, demonstrations, imitation.score(network, holdout)
+
+
+def test_a_teacher_with_costs_is_learnt(toy):
+    network, demonstrations, scores = dagger(toy, imitation.lookahead())
+    assert len(demonstrations) == 40 + 2 * 20
+    assert scores["agreement"] > 0.9
+    assert scores["mean_regret"] < 0.1 * scores["uniform_regret"]
+    cost = toy.evaluate(NetworkRouter(network))
+    assert cost < toy.optimal_cost + 0.1 * (toy.random_cost - toy.optimal_cost)
+
+
+def test_a_teacher_with_actions_is_learnt(toy):
+    shortest = Teacher("shortest", lambda env: env.work.argmin(1))
+    network, _, scores = dagger(toy, shortest)
+    assert scores["agreement"] > 0.85
+    assert np.isnan(scores["mean_regret"])
+    assert toy.evaluate(NetworkRouter(network)) < 0.5 * toy.random_cost
+
+
+def test_pitfall_22_a_teacher_that_is_no_function_of_the_view_teaches_nothing(toy):
+    random = np.random.default_rng(0)
+    dice = Teacher("random", lambda env: random.integers(0, env.replicas, env.num_envs))
+    _, _, scores = dagger(toy, dice)
+    assert scores["agreement"] == pytest.approx(1 / 3, abs=0.15)  # reported for what it is
+
+
+def test_the_regret_loss_does_not_mind_a_near_tie():
+    logits = torch.zeros(1, 3, requires_grad=True)
+    imitation.loss(logits, torch.tensor([[0.0, 1e-6, 1.0]]), 0.0).backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    best, near, worst = logits.grad[0].tolist()
+    assert best == pytest.approx(near, rel=1e-4)
+    assert best < 0 < worst
+
+
+def test_the_loss_does_not_depend_on_the_unit_of_cost(toy):
+    seconds = Teacher("s", lambda env: env.teacher_costs())
+    milliseconds = Teacher("ms", lambda env: 1024 * env.teacher_costs())
+    a, *_ = dagger(toy, seconds)
+    b, *_ = dagger(toy, milliseconds)
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_the_student_drives_after_the_first_round(toy):
+    """The states labelled are those that the driver's own choices lead to."""
+
+    class Always(torch.nn.Module):
+        def logits(self, observation):
+            return torch.tensor([0.0, 0.0, 1.0]).expand(len(observation), 3)
+
+    visited = {}
+    for first in (True, False):
+        demonstrations = Demonstrations()
+        imitation.collect(
+            Always(),
+            toy.make(),
+            imitation.lookahead(),
+            demonstrations,
+            CONFIG,
+            first=first,
+            seed=0,
+            profiler=Profiler(),
+        )
+        visited[first] = np.concatenate(demonstrations.observations)[..., 0].mean(0)
+    assert visited[True].std() < 0.2 * visited[True].mean()
+    assert visited[False][:2].max() == 0 < visited[False][2]
+
+
+def test_a_cost_that_is_not_finite_is_refused(toy):
+    broken = Teacher("broken", lambda env: np.full((env.num_envs, env.replicas), np.inf))
+    with pytest.raises(FairleadError, match="the teacher broken gave a cost that is not finite at step 0"):
+        dagger(toy, broken)
