@@ -8,7 +8,7 @@ import typer
 
 from fairlead.cli.first_run import capacity
 from fairlead.cli.options import Favor, Json, Loads, ManyScenarios, load_list, scenario_list, seed_list, split
-from fairlead.cli.output import ProgressBar, on_interrupt, print_json, say
+from fairlead.cli.output import ProgressBar, on_interrupt, print_json, say, show
 
 EXAMPLES = (
     "fairlead evaluate --scenario chat-unequal --out runs/baselines",
@@ -76,7 +76,8 @@ def command(
     if json:
         print_json(json_module.loads((out / "results.json").read_text(encoding="utf-8")))
     else:
-        for each in scenarios:
-            for at in loads or each.loads:
-                typer.echo(terminal_table(results, each.name, at))
+        for name, at in results.configuration.settings:
+            show(terminal_table(results, name, at))
+        for sentence in results.words:
+            typer.echo(sentence)
     say(f"report: {page}")
