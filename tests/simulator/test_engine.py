@@ -65,6 +65,7 @@ def assert_agree(made: Fleet, wanted: Requests, choices: np.ndarray) -> int:
     np.testing.assert_allclose(fast.first_token_s, plain.first_token_s, rtol=1e-9)
     np.testing.assert_allclose(fast.finish_s, plain.finish_s, rtol=1e-9)
     np.testing.assert_array_equal(fast.preemptions, plain.preemptions)
+    np.testing.assert_array_equal(fast.replica, choices)
     assert plain.view is not None
     np.testing.assert_allclose(views.request, plain.view.request, rtol=1e-9)
     np.testing.assert_allclose(views.replicas, plain.view.replicas, rtol=1e-7, atol=1e-9)

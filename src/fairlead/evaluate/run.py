@@ -4,48 +4,43 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit, prange
 
+from fairlead.compiled import njit, prange, signed
 from fairlead.policy import heuristics
-from fairlead.policy.heuristics import Lookahead
+from fairlead.policy.heuristics import Heuristic, Lookahead
 from fairlead.policy.router import Router
 from fairlead.simulator import cluster as sim
 from fairlead.simulator import forecast
 from fairlead.simulator.cluster import Clusters
 from fairlead.simulator.state import State
+from fairlead.view.schema import NUM_REQUEST_COLUMNS
 
 
-@njit(cache=True, parallel=True)
-def _run_heuristic(state: State, code: int, count: int, columns: int, words: npt.NDArray[np.uint64]) -> None:
-    """All clusters from first arrival to last completion under one heuristic."""
-    for c in prange(state.clusters.shape[0]):
-        replicas = np.empty((count, columns))
-        request = np.empty(3)
-        scores = np.empty(count)
-        for turn in range(state.requests.shape[1]):
-            sim.observe_one(state, c, replicas, request)
-            action = heuristics.choose(code, replicas, request, turn, words[c], scores)
-            sim.route_one(state, c, count, action)
-
-
-@njit(cache=True, parallel=True)
-def _run_lookahead(
+@njit(parallel=True)
+def _run_compiled(
     state: State,
     scratch: State,
+    code: int,
     weights: tuple[float, float],
     count: int,
     columns: int,
     words: npt.NDArray[np.uint64],
 ) -> None:
-    """As `_run_heuristic`, choosing by added cost."""
-    for c in prange(state.clusters.shape[0]):
+    """All clusters from first arrival to last completion under one compiled router."""
+    for index in prange(state.clusters.shape[0]):
+        c = signed(index)
         replicas = np.empty((count, columns))
-        request = np.empty(3)
-        costs = np.empty(count)
-        for _ in range(state.requests.shape[1]):
+        request = np.empty(NUM_REQUEST_COLUMNS)
+        scores = np.empty(count)
+        for turn in range(state.requests.shape[1]):
             sim.observe_one(state, c, replicas, request)
-            forecast.added_costs(state, c, scratch, weights[0], weights[1], costs)
-            sim.route_one(state, c, count, heuristics.least(costs, words[c]))
+            if code == heuristics.LOOKAHEAD:
+                forecast.added_costs(state, c, scratch, weights[0], weights[1], scores)
+                action = heuristics.least(scores, words[c])
+            else:
+                action = heuristics.choose(code, replicas, request, turn, words[c], scores)
+            sim.route_one(state, c, count, action)
+        sim.drain_one(state, c, count)
 
 
 def run(
@@ -63,19 +58,21 @@ def run(
         seed: of the router's own randomness.
         progress: called with (decisions done, decisions in all) now and then.
     """
-    columns = clusters.view.replicas.shape[2]
-    if isinstance(router, Lookahead):
-        words = heuristics.random_states(seed, clusters.K)
-        scratch = forecast.scratch_for(clusters.state)
-        weights = (float(router.w_ttft), float(router.w_e2e))
-        _run_lookahead(clusters.state, scratch, weights, clusters.R, columns, words)
-    elif isinstance(router, heuristics.Heuristic):
-        words = heuristics.random_states(seed, clusters.K)
-        _run_heuristic(clusters.state, router.code, clusters.R, columns, words)
-    else:
-        router.reset(clusters.K, clusters.R, seed)
-        for step in range(clusters.N):
-            clusters.route(router.route(clusters.observe()))
-            if progress is not None and step % 64 == 0:
-                progress(step, clusters.N)
+    if isinstance(router, Lookahead | Heuristic):
+        lookahead = isinstance(router, Lookahead)
+        _run_compiled(
+            clusters.state,
+            forecast.scratch_for(clusters.state) if lookahead else forecast.NO_SCRATCH,
+            router.code,
+            router.weights,
+            clusters.R,
+            clusters.view.replicas.shape[2],
+            heuristics.random_states(seed, clusters.K),
+        )
+        return
+    router.reset(clusters.K, clusters.R, seed)
+    for step in range(clusters.N):
+        clusters.route(router.route(clusters.observe()))
+        if progress is not None and step % 64 == 0:
+            progress(step, clusters.N)
     clusters.drain()

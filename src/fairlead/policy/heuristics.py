@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from fairlead import rng
+from fairlead.compiled import njit
 from fairlead.errors import FairleadError
 from fairlead.view.schema import (
     CONTEXT_TOKENS,
@@ -26,7 +26,7 @@ from fairlead.view.schema import (
     View,
 )
 
-RANDOM, ROUND_ROBIN, LOR, P2C, LEAST_KV, LEAST_PREFILL, LEAST_WORK, WEIGHTED_LOR = range(8)
+RANDOM, ROUND_ROBIN, LOR, P2C, LEAST_KV, LEAST_PREFILL, LEAST_WORK, WEIGHTED_LOR, LOOKAHEAD = range(9)
 
 HEURISTICS: Mapping[str, int] = {
     "random": RANDOM,
@@ -57,7 +57,7 @@ SHARED_BATCH = 40.0
 the iteration time of a batch of one divided by this."""
 
 
-@njit(cache=True)
+@njit()
 def next_random(state: npt.NDArray[np.uint64]) -> np.uint64:
     """Next word of a xorshift64* generator (Vigna, ACM TOMS 42(4), 2016); `state` is (1,), non-zero."""
     x = state[0]
@@ -68,14 +68,14 @@ def next_random(state: npt.NDArray[np.uint64]) -> np.uint64:
     return x * np.uint64(2685821657736338717)
 
 
-@njit(cache=True)
+@njit()
 def random_below(state: npt.NDArray[np.uint64], n: int) -> int:
     """A uniform integer in [0, n)."""
     # Signed at once: Numba turns a mixture of signed and unsigned integers into a float.
     return np.int64((next_random(state) >> np.uint64(33)) % np.uint64(n))  # type: ignore[return-value]
 
 
-@njit(cache=True)
+@njit()
 def score(code: int, row: npt.NDArray[np.float64], request: npt.NDArray[np.float64]) -> float:
     """The score of one replica (`row` of the view) for one request: least wins."""
     if code == LOR:
@@ -92,7 +92,7 @@ def score(code: int, row: npt.NDArray[np.float64], request: npt.NDArray[np.float
     return (row[IN_FLIGHT] + 1.0) / row[SPEED]
 
 
-@njit(cache=True)
+@njit()
 def least(scores: npt.NDArray[np.float64], state: npt.NDArray[np.uint64]) -> int:
     """Index of the least score; ties are broken at random."""
     best = 0
@@ -108,7 +108,7 @@ def least(scores: npt.NDArray[np.float64], state: npt.NDArray[np.uint64]) -> int
     return best
 
 
-@njit(cache=True)
+@njit()
 def choose(
     code: int,
     replicas: npt.NDArray[np.float64],
@@ -136,7 +136,7 @@ def choose(
     return least(scores, state)
 
 
-@njit(cache=True)
+@njit()
 def _choose_all(
     code: int,
     replicas: npt.NDArray[np.float64],
@@ -157,6 +157,9 @@ def random_states(seed: int, clusters: int) -> npt.NDArray[np.uint64]:
 
 class Heuristic:
     """A named heuristic as a `Router`."""
+
+    weights = (0.0, 0.0)
+    """Only `Lookahead` weighs."""
 
     def __init__(self, name: str) -> None:
         """Looks the heuristic up.
@@ -192,8 +195,8 @@ class Lookahead:
     """
 
     name = "lookahead"
+    code = LOOKAHEAD
 
     def __init__(self, w_ttft: float = 3.0, w_e2e: float = 1.0) -> None:
         """Weights of the objective w_ttft * TTFT + w_e2e * E2E, summed over requests."""
-        self.w_ttft = w_ttft
-        self.w_e2e = w_e2e
+        self.weights = (float(w_ttft), float(w_e2e))

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit, prange
 
 from fairlead import rng
+from fairlead.compiled import njit, prange, signed
 from fairlead.errors import FairleadError
 from fairlead.simulator import engine, ledger
 from fairlead.simulator.fleet import Fleet
@@ -136,7 +136,7 @@ def _check_fits(requests: Requests, capacity: int) -> None:
         )
 
 
-@njit(cache=True)
+@njit()
 def observe_one(
     state: State, c: int, replicas: npt.NDArray[np.float64], request: npt.NDArray[np.float64]
 ) -> None:
@@ -148,7 +148,7 @@ def observe_one(
     ledger.write_view(state, c, replicas, request)
 
 
-@njit(cache=True)
+@njit()
 def last_multiple(interval: float, now: float) -> float:
     """The last whole multiple of `interval` that is not after `now`."""
     j = math.floor(now / interval)
@@ -160,7 +160,7 @@ def last_multiple(interval: float, now: float) -> float:
     return j * interval
 
 
-@njit(cache=True)
+@njit()
 def advance_cluster(state: State, c: int, count: int, now: float) -> None:
     """Bring all `count` replicas of cluster `c` to `now`, with the scrapes that fall before it.
 
@@ -178,12 +178,13 @@ def advance_cluster(state: State, c: int, count: int, now: float) -> None:
         engine.advance(state, k, c, now)
 
 
-@njit(cache=True)
+@njit()
 def route_one(state: State, c: int, count: int, action: int) -> None:
     """Send cluster `c`'s waiting request to its replica `action`."""
     cluster = state.clusters[c]
     k = c * count + action
     i = cluster.next_request
+    state.requests[c, i].replica = action
     engine.enqueue(state, k, c, i)
     ledger.routed(state, k, c, i)
     cluster.next_request += 1
@@ -196,29 +197,37 @@ def route_one(state: State, c: int, count: int, action: int) -> None:
     cluster.finish_times = 0.0
 
 
-@njit(cache=True, parallel=True)
+@njit(parallel=True)
 def observe_all(state: State, replicas: npt.NDArray[Any], request: npt.NDArray[Any]) -> None:
     """`observe_one` for every cluster."""
-    for c in prange(state.clusters.shape[0]):
+    for index in prange(state.clusters.shape[0]):
+        c = signed(index)
         observe_one(state, c, replicas[c], request[c])
 
 
-@njit(cache=True)
+@njit()
 def route_all(state: State, count: int, actions: npt.NDArray[np.int64]) -> None:
     """`route_one` for every cluster."""
     for c in range(state.clusters.shape[0]):
         route_one(state, c, count, actions[c])
 
 
-@njit(cache=True, parallel=True)
+@njit()
+def drain_one(state: State, c: int, count: int) -> None:
+    """Let every replica of cluster `c` finish what it has."""
+    for k in range(c * count, (c + 1) * count):
+        engine.advance(state, k, c, np.inf)
+
+
+@njit(parallel=True)
 def drain_all(state: State, count: int) -> None:
-    """Let every replica finish what it has."""
-    for c in prange(state.clusters.shape[0]):
-        for k in range(c * count, (c + 1) * count):
-            engine.advance(state, k, c, np.inf)
+    """`drain_one` for every cluster."""
+    for index in prange(state.clusters.shape[0]):
+        c = signed(index)
+        drain_one(state, c, count)
 
 
-@njit(cache=True)
+@njit()
 def waiting_areas(state: State, now: npt.NDArray[np.float64], out: npt.NDArray[np.float64]) -> None:
     """Integrals since the last decision of (requests awaiting their first token, requests in system).
 

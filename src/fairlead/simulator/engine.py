@@ -10,20 +10,19 @@ exactly at a boundary joins it and a router never sees an iteration that is stil
 
 import math
 
-from numba import njit
-
+from fairlead.compiled import njit
 from fairlead.simulator import ledger
 from fairlead.simulator.state import NEVER, NONE, State
 from fairlead.simulator.timing import KV_S, iteration_time
 
 
-@njit(cache=True)
+@njit()
 def blocks_of(tokens: int, block_size: int) -> int:
     """KV blocks that hold `tokens` tokens."""
     return (tokens + block_size - 1) // block_size
 
 
-@njit(cache=True)
+@njit()
 def advance(state: State, k: int, c: int, until: float) -> None:
     """Bring replica `k` to time `until` (s; may be infinite)."""
     replica = state.replicas[k]
@@ -41,14 +40,13 @@ def advance(state: State, k: int, c: int, until: float) -> None:
         schedule(state, k, c)
 
 
-@njit(cache=True)
+@njit()
 def enqueue(state: State, k: int, c: int, i: int) -> None:
     """Hand request `i` to replica `k` at the cluster's present time."""
     replica = state.replicas[k]
     request = state.requests[c, i]
     if not replica.busy and replica.running + replica.waiting == 0:
         replica.clock = request.arrival
-    request.replica = k
     request.next_waiting = NONE
     if replica.waiting == 0:
         replica.waiting_head = i
@@ -58,7 +56,7 @@ def enqueue(state: State, k: int, c: int, i: int) -> None:
     replica.waiting += 1
 
 
-@njit(cache=True)
+@njit()
 def can_admit(state: State, k: int, c: int) -> bool:
     """Whether the head of the waiting queue would join a batch of all running (decoding) requests."""
     replica = state.replicas[k]
@@ -72,7 +70,7 @@ def can_admit(state: State, k: int, c: int) -> bool:
     return blocks_of(first_chunk, replica.block_size) <= free
 
 
-@njit(cache=True)
+@njit()
 def decode_leap(state: State, k: int, c: int, until: float) -> None:
     """Do at once all decode iterations that end by `until` and before anything else can happen.
 
@@ -110,7 +108,7 @@ def decode_leap(state: State, k: int, c: int, until: float) -> None:
         finish(state, k, c)
 
 
-@njit(cache=True)
+@njit()
 def _decode_tokens(state: State, k: int, steps: int, duration: float, growth: float) -> None:
     """Every decoding request gains `steps` tokens; the i-th iteration lasted duration + growth i."""
     replica = state.replicas[k]
@@ -121,7 +119,7 @@ def _decode_tokens(state: State, k: int, steps: int, duration: float, growth: fl
     ledger.saw_iterations(replica, steps, duration, growth)
 
 
-@njit(cache=True)
+@njit()
 def _blocks_for_steps(state: State, k: int, steps: int) -> int:
     """Blocks that the decoding slots take in the next `steps` iterations."""
     replica = state.replicas[k]
@@ -132,7 +130,7 @@ def _blocks_for_steps(state: State, k: int, steps: int) -> int:
     return blocks
 
 
-@njit(cache=True)
+@njit()
 def _steps_until_blocks_run_out(state: State, k: int, limit: int) -> int:
     """The most decode iterations, up to `limit`, that the free blocks allow."""
     replica = state.replicas[k]
@@ -152,7 +150,7 @@ def _steps_until_blocks_run_out(state: State, k: int, limit: int) -> int:
     return steps
 
 
-@njit(cache=True)
+@njit()
 def schedule(state: State, k: int, c: int) -> None:
     """Form the batch of one iteration at the boundary and start it."""
     replica = state.replicas[k]
@@ -176,7 +174,7 @@ def schedule(state: State, k: int, c: int) -> None:
     replica.busy = True
 
 
-@njit(cache=True)
+@njit()
 def _schedule_running(state: State, k: int, c: int) -> tuple[int, bool]:
     """Blocks and budget for the running requests, in order; (budget left, whether any was preempted).
 
@@ -199,7 +197,7 @@ def _schedule_running(state: State, k: int, c: int) -> tuple[int, bool]:
     return budget, False
 
 
-@njit(cache=True)
+@njit()
 def _prefill_blocks(state: State, k: int, c: int, j: int) -> int:
     """Blocks that the chunk of prefilling slot `j` takes."""
     slot = state.slots[k, j]
@@ -209,7 +207,7 @@ def _prefill_blocks(state: State, k: int, c: int, j: int) -> int:
     return blocks_of(done + slot.chunk, size) - blocks_of(done, size)
 
 
-@njit(cache=True)
+@njit()
 def _schedule_scarce(state: State, k: int, c: int) -> tuple[int, bool]:
     """As `_schedule_running` when blocks run out: the last running requests give theirs up."""
     replica = state.replicas[k]
@@ -238,7 +236,7 @@ def _schedule_scarce(state: State, k: int, c: int) -> tuple[int, bool]:
     return budget, preempted
 
 
-@njit(cache=True)
+@njit()
 def preempt_last(state: State, k: int, c: int) -> None:
     """Take the most recently admitted request off the batch: to be recomputed, first in the queue."""
     replica = state.replicas[k]
@@ -267,7 +265,7 @@ def preempt_last(state: State, k: int, c: int) -> None:
     replica.waiting += 1
 
 
-@njit(cache=True)
+@njit()
 def _find_next_finish(state: State, k: int) -> None:
     replica = state.replicas[k]
     replica.next_finish = NEVER
@@ -275,7 +273,7 @@ def _find_next_finish(state: State, k: int) -> None:
         replica.next_finish = min(replica.next_finish, state.slots[k, j].finish_tick)
 
 
-@njit(cache=True)
+@njit()
 def _admit(state: State, k: int, c: int, budget: int) -> None:
     """Waiting requests join, first come first served, while budget, slots and blocks allow."""
     replica = state.replicas[k]
@@ -299,7 +297,7 @@ def _admit(state: State, k: int, c: int, budget: int) -> None:
         budget -= chunk
 
 
-@njit(cache=True)
+@njit()
 def commit(state: State, k: int, c: int) -> None:
     """The iteration under way has ended: tokens appear, requests finish."""
     replica = state.replicas[k]
@@ -317,7 +315,7 @@ def commit(state: State, k: int, c: int) -> None:
         finish(state, k, c)
 
 
-@njit(cache=True)
+@njit()
 def _start_decoding(state: State, k: int, c: int, j: int) -> None:
     """Slot `j` has processed its last prompt token and emits a token."""
     replica = state.replicas[k]
@@ -339,7 +337,7 @@ def _start_decoding(state: State, k: int, c: int, j: int) -> None:
     replica.prefilling -= 1
 
 
-@njit(cache=True)
+@njit()
 def finish(state: State, k: int, c: int) -> None:
     """Requests whose last token has appeared leave; the others keep their order."""
     replica = state.replicas[k]

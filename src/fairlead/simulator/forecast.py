@@ -11,10 +11,13 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit, prange
 
+from fairlead.compiled import njit, prange, signed
 from fairlead.simulator import engine, ledger
 from fairlead.simulator.state import NEVER, NONE, State, new_state
+
+NO_SCRATCH = new_state(1, 1, 1, 1, 1)
+"""For those who make no forecast."""
 
 
 def scratch_for(state: State) -> State:
@@ -23,7 +26,7 @@ def scratch_for(state: State) -> State:
     return new_state(clusters, 1, state.slots.shape[1], state.phases.shape[1], requests + 1)
 
 
-@njit(cache=True)
+@njit()
 def _add_request(scratch: State, c: int, i: int, prompt: int, streamed: int, remaining: float) -> None:
     """Put request `i` of the scratch replica: `streamed` tokens so far, `remaining` expected to come."""
     replica = scratch.replicas[c]
@@ -61,7 +64,7 @@ def _add_request(scratch: State, c: int, i: int, prompt: int, streamed: int, rem
     replica.waiting += 1
 
 
-@njit(cache=True)
+@njit()
 def _copy_replica(state: State, k: int, c: int, scratch: State) -> int:
     """The ledger's picture of replica `k` as the scratch replica of cluster `c`; its requests."""
     source = state.replicas[k]
@@ -80,8 +83,11 @@ def _copy_replica(state: State, k: int, c: int, scratch: State) -> int:
     replica.free_blocks = source.kv_blocks
     replica.waiting = 0
     replica.interrupted = 0
-    scratch.phases[c, :] = 0
-    scratch.timing[c, :] = state.timing[k, :]
+    # Loops, because array assignments would compile their error messages too.
+    for phase in range(scratch.phases.shape[1]):
+        scratch.phases[c, phase] = 0
+    for coefficient in range(scratch.timing.shape[1]):
+        scratch.timing[c, coefficient] = state.timing[k, coefficient]
     mean = ledger.expected_output(state.clusters[c])
     count = 0
     for j in range(source.running):
@@ -101,7 +107,7 @@ def _copy_replica(state: State, k: int, c: int, scratch: State) -> int:
     return count
 
 
-@njit(cache=True)
+@njit()
 def _cost_of_draining(scratch: State, c: int, count: int, now: float, w_ttft: float, w_e2e: float) -> float:
     """Weighted waiting from now on, over all requests of the scratch replica."""
     engine.advance(scratch, c, c, np.inf)
@@ -114,7 +120,7 @@ def _cost_of_draining(scratch: State, c: int, count: int, now: float, w_ttft: fl
     return cost
 
 
-@njit(cache=True)
+@njit()
 def added_costs(
     state: State, c: int, scratch: State, w_ttft: float, w_e2e: float, out: npt.NDArray[np.float64]
 ) -> None:
@@ -132,10 +138,11 @@ def added_costs(
         out[r] = _cost_of_draining(scratch, c, n + 1, cluster.now, w_ttft, w_e2e) - without
 
 
-@njit(cache=True, parallel=True)
+@njit(parallel=True)
 def added_costs_all(
     state: State, scratch: State, weights: npt.NDArray[np.float64], out: npt.NDArray[np.float64]
 ) -> None:
     """`added_costs` for every cluster; `weights` is (K, 2), w_ttft and w_e2e, and `out` (K, R)."""
-    for c in prange(out.shape[0]):
+    for index in prange(out.shape[0]):
+        c = signed(index)
         added_costs(state, c, scratch, weights[c, 0], weights[c, 1], out[c])

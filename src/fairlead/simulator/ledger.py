@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from fairlead.compiled import njit
 from fairlead.simulator.state import NONE, State
 from fairlead.view import schema
 
@@ -30,7 +30,7 @@ LEAST_REMAINING = 0.3
 _LOG_KEEP = math.log(1.0 - ITL_WEIGHT)
 
 
-@njit(cache=True)
+@njit()
 def saw_iterations(replica: Any, steps: int, duration: float, growth: float) -> None:
     """Moving average of inter-token latency over iterations lasting duration + growth i, i < steps.
 
@@ -48,7 +48,7 @@ def saw_iterations(replica: Any, steps: int, duration: float, growth: float) -> 
     replica.itl_ewma = keep * replica.itl_ewma + duration * (1.0 - keep) + growth * ramp
 
 
-@njit(cache=True)
+@njit()
 def saw_first_token(replica: Any, cluster: Any, request: Any) -> None:
     """A request's first token has been streamed (at `request.first_token`)."""
     replica.awaiting -= 1
@@ -63,7 +63,7 @@ def saw_first_token(replica: Any, cluster: Any, request: Any) -> None:
     cluster.first_token_times += request.first_token
 
 
-@njit(cache=True)
+@njit()
 def saw_finish(replica: Any, cluster: Any, request: Any) -> None:
     """A request's last token has been streamed (at `request.finish`)."""
     replica.in_flight -= 1
@@ -74,7 +74,7 @@ def saw_finish(replica: Any, cluster: Any, request: Any) -> None:
     cluster.finish_times += request.finish
 
 
-@njit(cache=True)
+@njit()
 def routed(state: State, k: int, c: int, i: int) -> None:
     """Request `i` has been forwarded to replica `k`."""
     replica = state.replicas[k]
@@ -90,19 +90,19 @@ def routed(state: State, k: int, c: int, i: int) -> None:
     replica.newest = i
 
 
-@njit(cache=True)
+@njit()
 def expected_output(cluster: Any) -> float:
     """Running mean of the outputs of finished requests, with a prior."""
     return (PRIOR_OUTPUT_TOKENS * PRIOR_WEIGHT + cluster.finished_tokens) / (PRIOR_WEIGHT + cluster.finished)
 
 
-@njit(cache=True)
+@njit()
 def expected_remaining(mean: float, streamed: float) -> float:
     """Expected tokens still to come of a request that has streamed `streamed` tokens."""
     return max(mean - streamed, LEAST_REMAINING * mean)
 
 
-@njit(cache=True)
+@njit()
 def scrape(state: State, k: int) -> None:
     """What the replica's metrics endpoint reports at this moment."""
     replica = state.replicas[k]
@@ -113,7 +113,7 @@ def scrape(state: State, k: int) -> None:
     replica.scraped_preemptions = replica.preemptions
 
 
-@njit(cache=True)
+@njit()
 def _oldest_wait(state: State, k: int, c: int, now: float) -> float:
     """Age of the oldest request without a first token (FCFS: it is the first routed without one)."""
     replica = state.replicas[k]
@@ -127,7 +127,7 @@ def _oldest_wait(state: State, k: int, c: int, now: float) -> float:
     return now - state.requests[c, i].arrival
 
 
-@njit(cache=True)
+@njit()
 def _expected_remaining_sum(state: State, k: int, c: int, mean: float) -> float:
     """Expected output still to come over all requests in flight on replica `k`."""
     replica = state.replicas[k]
@@ -150,7 +150,7 @@ def _expected_remaining_sum(state: State, k: int, c: int, mean: float) -> float:
     return total
 
 
-@njit(cache=True)
+@njit()
 def write_view(
     state: State, c: int, replicas: npt.NDArray[np.float64], request: npt.NDArray[np.float64]
 ) -> None:

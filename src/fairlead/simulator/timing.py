@@ -18,10 +18,10 @@ which is what allows decode leaps.
 
 from typing import NamedTuple, Protocol
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from fairlead.compiled import njit
 from fairlead.errors import FairleadError
 from fairlead.simulator.hardware import Device, Model
 
@@ -121,7 +121,7 @@ def analytic(model: Model, device: Device, tensor_parallel: int = 1, slowdown: f
     return Coefficients(*(slowdown * c for c in coefficients))
 
 
-@numba.njit(cache=True)
+@njit()
 def iteration_time(
     c: npt.NDArray[np.float64], tokens: float, seqs: float, kv_tokens: float, pairs: float
 ) -> float:

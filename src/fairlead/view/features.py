@@ -9,8 +9,8 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit, prange
 
+from fairlead.compiled import njit, prange, signed
 from fairlead.view.schema import (
     AWAITING_FIRST_TOKEN,
     CONTEXT_TOKENS,
@@ -72,7 +72,7 @@ SCHEMA_HASH = schema_hash(FEATURES)
 """Carried by every exported policy; another hash is refused."""
 
 
-@njit(cache=True)
+@njit()
 def features(
     replicas: npt.NDArray[np.float64],
     request: npt.NDArray[np.float64],
@@ -126,14 +126,15 @@ def features(
         to[26] = favor
 
 
-@njit(cache=True, parallel=True)
+@njit(parallel=True)
 def _features_all(
     replicas: npt.NDArray[np.float64],
     request: npt.NDArray[np.float64],
     favor: npt.NDArray[np.float64],
     out: npt.NDArray[np.float32],
 ) -> None:
-    for c in prange(replicas.shape[0]):
+    for index in prange(replicas.shape[0]):
+        c = signed(index)
         features(replicas[c], request[c], favor[c], out[c])
 
 

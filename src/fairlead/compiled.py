@@ -1,0 +1,69 @@
+"""Compilation with Numba, cached on disk between runs.
+
+Numba keys its cache by the file of each function alone, so a function would go on calling an old version
+of another module's. Here the cache directory is named after the content of all modules that compiled code
+is made of: another version of any of them is another cache.
+"""
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+import platformdirs
+
+prange = numba.prange
+
+signed = np.int64
+"""Applied to the index of a `prange`, which Numba makes unsigned: mixed signs would compile all twice."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_KEEP_S = 14 * 24 * 3600.0
+"""Caches of other versions are removed when they have not been touched for so long."""
+
+
+@cache
+def cache_directory() -> Path:
+    """Where this version's compiled code is kept."""
+    package = Path(__file__).parent
+    digest = hashlib.sha256(numba.__version__.encode())
+    for source in sorted(package.rglob("*.py")):
+        content = source.read_bytes()
+        # Constants are frozen into compiled code: modules that may supply some count as well.
+        if source.parent.name in ("view", "simulator") or b"njit" in content:
+            digest.update(source.relative_to(package).as_posix().encode())
+            digest.update(content)
+    return Path(platformdirs.user_cache_dir("fairlead")) / "compiled" / digest.hexdigest()[:16]
+
+
+def is_cached() -> bool:
+    """Whether anything was compiled by this version before: otherwise the first run will take a minute."""
+    return any(cache_directory().rglob("*.nbi"))
+
+
+def remove_old_caches() -> None:
+    """Drop the compiled code of versions that nobody has run for two weeks."""
+    for other in cache_directory().parent.glob("*"):
+        if other != cache_directory() and time.time() - other.stat().st_mtime > _KEEP_S:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def njit(*, parallel: bool = False) -> Callable[[F], F]:
+    """`numba.njit` with this package's cache directory (other users of Numba keep theirs)."""
+
+    def decorate(function: F) -> F:
+        before = numba.config.CACHE_DIR
+        numba.config.CACHE_DIR = str(cache_directory())
+        try:
+            compiled: F = numba.njit(cache=True, parallel=parallel)(function)
+        finally:
+            numba.config.CACHE_DIR = before
+        return compiled
+
+    return decorate
