@@ -23,8 +23,8 @@ def terminal_table(results: Results, scenario: str, load: float) -> Table:
     """All routers in one setting, two lines each; fits 120 columns.
 
     The first line of a cell is the mean over the seeds and the difference to the best heuristic for that
-    metric in percent; the second is the 95 % interval of that difference, with a sign for the verdict, so that
-    nothing is told by colour alone.
+    metric in percent; the second is the 95 % interval of that difference, with a sign for the verdict, so
+    that nothing is told by colour alone.
     """
     configuration = results.configuration
     rate = load * configuration.capacity_rps[scenario]
