@@ -55,3 +55,14 @@ def test_nothing_is_written_when_the_request_makes_no_sense(fairlead, tmp_path, 
     out = tmp_path / "run"
     ended = fairlead(*SMALL, *options, "--out", str(out))
     assert ended.code == 2 and not out.exists()
+
+
+def test_a_training_log_is_drawn_into_the_report(fairlead, tmp_path):
+    log = tmp_path / "training.csv"
+    log.write_text("iteration,charts/decisions,evaluation/objective\n0,1000,6.5\n1,2000,\n2,3000,5.9\n")
+    out = tmp_path / "run"
+    options = ("--routers", "lor,random", "--out", str(out), "--training-log")
+    ended = fairlead(*SMALL, *options, str(tmp_path / "none.csv"))
+    assert ended.code == 2 and "none.csv" in ended.err and not out.exists()
+    assert fairlead(*SMALL, *options, str(log)).code == 0
+    assert "held-out objective" in (out / "report.html").read_text()

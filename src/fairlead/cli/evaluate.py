@@ -7,7 +7,18 @@ from typing import Annotated
 import typer
 
 from fairlead.cli.first_run import capacity
-from fairlead.cli.options import Favor, Json, Loads, ManyScenarios, load_list, scenario_list, seed_list, split
+from fairlead.cli.options import (
+    Favor,
+    Json,
+    Loads,
+    ManyScenarios,
+    TrainingLog,
+    existing,
+    load_list,
+    scenario_list,
+    seed_list,
+    split,
+)
 from fairlead.cli.output import ProgressBar, on_interrupt, print_json, say, show
 
 EXAMPLES = (
@@ -40,6 +51,7 @@ def command(
     ] = 10,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="The first of the seeds.")] = 0,
     requests: Annotated[int, typer.Option(min=1, metavar="N", help="Requests in each run.")] = 3000,
+    training_log: TrainingLog = None,
     json: Json = False,
 ) -> None:
     """Compare routers on the same requests: who is better, by how much, and how sure that is.
@@ -53,6 +65,7 @@ def command(
 
     scenarios = scenario_list(scenario)
     loads = load_list(load)
+    existing(training_log)
     names = [
         name
         for text in split(routers or ["heuristics"], "router")
@@ -72,7 +85,7 @@ def command(
             favor=favor,
             command=str(context.obj),
         )
-        page = render_report(out)
+        page = render_report(out, training_log=training_log)
     if json:
         print_json(json_module.loads((out / "results.json").read_text(encoding="utf-8")))
     else:

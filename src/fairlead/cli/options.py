@@ -50,6 +50,14 @@ Favor = Annotated[
         show_default=False,
     ),
 ]
+TrainingLog = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.csv",
+        help="The training.csv of a training run: its learning curve is drawn into the report.",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else.")]
 
 
@@ -100,6 +108,13 @@ def seed_list(first: int, count: int) -> list[int]:
             f"{count} seeds from {first}: seeds start at 0 or above, and there is at least one"
         )
     return list(range(first, first + count))
+
+
+def existing(file: Path | None) -> Path | None:
+    """`file`, known to be there before hours are spent on what it is for."""
+    if file is not None and not file.is_file():
+        raise FairleadError(f"there is no file {file}")
+    return file
 
 
 def read_settings(file: Path | None, assignments: Iterable[str]) -> dict[str, Any]:

@@ -5,7 +5,12 @@ from typing import Annotated
 
 import typer
 
-EXAMPLES = ("fairlead report runs/baselines",)
+from fairlead.cli.options import TrainingLog, existing
+
+EXAMPLES = (
+    "fairlead report runs/baselines",
+    "fairlead report runs/mine-evaluated --training-log runs/mine/training.csv",
+)
 
 
 def command(
@@ -13,6 +18,7 @@ def command(
         Path,
         typer.Argument(metavar="DIR", help="A folder that `fairlead evaluate` wrote.", show_default=False),
     ],
+    training_log: TrainingLog = None,
 ) -> None:
     """Render report.html again from the results.json of an evaluation.
 
@@ -20,4 +26,4 @@ def command(
     """
     from fairlead.evaluate.report import render_report
 
-    typer.echo(render_report(folder))
+    typer.echo(render_report(folder, training_log=existing(training_log)))
