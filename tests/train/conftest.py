@@ -63,7 +63,7 @@ class Queues:
         return observation, reward, np.zeros_like(flags), flags, info
 
 
-def mean_cost(choose: Callable[[Any], Any], steps: int = 400, seed: int = 12345) -> float:
+def mean_cost(choose: Callable[[Any], Any], steps: int = 200, seed: int = 12345) -> float:
     """Cost per decision of a policy (K, R, F) -> (K,) on episodes that training never sees."""
     env = Queues(64, group=1, episode=10**9)
     observation, _ = env.reset(seed=seed)
@@ -92,7 +92,7 @@ def toy() -> SimpleNamespace:
         mean_cost=mean_cost,
         random_cost=mean_cost(lambda x: random.integers(0, x.shape[1], len(x))),
         optimal_cost=mean_cost(lambda x: x[..., 0].argmin(1)),
-        evaluate=lambda router: mean_cost(lambda x: router.logits(x).argmax(1), steps=100),
+        evaluate=lambda router: mean_cost(lambda x: router.logits(x).argmax(1)),
         config=toy_config,
     )
 

@@ -21,7 +21,15 @@ def path(tmp_path):
 def test_pitfall_31_a_checkpoint_has_everything(path):
     saved = checkpoint.load(path, CONFIG)
     assert set(saved) == checkpoint.FIELDS
-    needed = {"network", "optimiser", "numpy_random", "torch_random", "reward_scale", "kl_coefficient", "episode"}
+    needed = {
+        "network",
+        "optimiser",
+        "numpy_random",
+        "torch_random",
+        "reward_scale",
+        "kl_coefficient",
+        "episode",
+    }
     assert needed <= set(saved)
     assert saved["config_hash"] == CONFIG.hash
     with pytest.raises(ValueError, match="optimiser"):

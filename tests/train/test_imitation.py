@@ -59,7 +59,7 @@ def test_pitfall_22_a_teacher_that_is_no_function_of_the_view_teaches_nothing(to
 
 def test_the_regret_loss_does_not_mind_a_near_tie():
     logits = torch.zeros(1, 3, requires_grad=True)
-    imitation.loss(logits, torch.tensor([[0.0, 1e-6, 1.0]]), 0.0).backward()  # type: ignore[no-untyped-call]
+    imitation.loss(logits, torch.tensor([[0.0, 1e-6, 1.0]]), 0.0).backward()
     assert logits.grad is not None
     best, near, worst = logits.grad[0].tolist()
     assert best == pytest.approx(near, rel=1e-4)

@@ -42,7 +42,7 @@ def test_entropy_of_known_distributions():
 
 def test_pitfall_18_entropy_has_a_gradient():
     logits = torch.tensor([[0.0, 1.0, 2.0]], requires_grad=True)
-    losses.entropy(torch.log_softmax(logits, -1)).backward()  # type: ignore[no-untyped-call]
+    losses.entropy(torch.log_softmax(logits, -1)).backward()
     assert logits.grad is not None
     assert logits.grad[0, 2] < 0 < logits.grad[0, 0]
 
@@ -60,5 +60,7 @@ def test_pitfall_20_k3_is_unbiased_and_never_negative():
 
 def test_expected_regret_and_cross_entropy():
     probabilities = torch.tensor([[0.5, 0.25, 0.25]])
-    assert losses.expected_regret(probabilities.log(), torch.tensor([[0.0, 2.0, 4.0]])).item() == pytest.approx(1.5)
+    assert losses.expected_regret(
+        probabilities.log(), torch.tensor([[0.0, 2.0, 4.0]])
+    ).item() == pytest.approx(1.5)
     assert losses.cross_entropy(probabilities.log(), torch.tensor([1])).item() == pytest.approx(math.log(4))

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -31,7 +33,7 @@ def test_pitfall_15_behaviour_log_prob_is_that_of_what_was_sampled(toy, network)
 
 
 def test_pitfall_09_truncation_bootstraps_from_the_final_observation(toy, network):
-    finals = {}
+    finals: dict[int, Any] = {}
 
     class Watched(toy.make):  # type: ignore[misc, name-defined]
         def step(self, actions):

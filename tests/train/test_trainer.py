@@ -9,6 +9,7 @@ from fairlead import FairleadError
 from fairlead.policy.artefact import OnnxRouter
 from fairlead.policy.network import RouterNetwork
 from fairlead.train import checkpoint
+from fairlead.train.tracking import Progress
 from fairlead.train.trainer import TrainingInterrupted, train
 
 
@@ -40,7 +41,7 @@ def same(a, b):
 
 
 def test_the_main_path(go, toy, tmp_path):
-    seen = []
+    seen: list[Progress] = []
     result = go(tmp_path / "run", evaluate=toy.evaluate, on_progress=seen.append)
     assert {each.stage for each in seen} == {"imitation", "critic warm-up", "ppo", "evaluation"}
     assert (seen[-1].done, seen[-1].total) == (5, 5)
@@ -94,7 +95,7 @@ def test_training_twice_gives_the_same_weights(go, toy, tmp_path):
 def interrupting(toy, decisions):
     """The queues with somebody who presses Ctrl-C in the middle of a rollout."""
 
-    class Interrupted(toy.make):
+    class Interrupted(toy.make):  # type: ignore[misc, name-defined]
         steps = 0
 
         def step(self, actions):
@@ -115,7 +116,9 @@ def test_an_interrupted_run_resumes_bit_for_bit(go, toy, tmp_path, at):
         go(tmp_path / "cut", config, make=interrupting(toy, at), evaluate=toy.evaluate)
     result = go(tmp_path / "cut", config, evaluate=toy.evaluate, resume=True)
     assert same(comparable(tmp_path / "cut", config), comparable(tmp_path / "whole", config))
-    assert (tmp_path / "cut" / "policy.onnx").read_bytes() == (tmp_path / "whole" / "policy.onnx").read_bytes()
+    assert (tmp_path / "cut" / "policy.onnx").read_bytes() == (
+        tmp_path / "whole" / "policy.onnx"
+    ).read_bytes()
     for name, skip in (("training.csv", (2, 3)), ("imitation.csv", (2,))):
         rows = []
         for run in ("whole", "cut"):

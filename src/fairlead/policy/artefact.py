@@ -237,4 +237,5 @@ class OnnxRouter:
 
     def route(self, view: View) -> npt.NDArray[np.int64]:
         """The replica with the highest score for each cluster's request: (K,)."""
-        return self.logits(features_batch(view, self.favor)).argmax(-1).astype(np.int64)
+        actions: npt.NDArray[np.int64] = self.logits(features_batch(view, self.favor)).argmax(-1)
+        return actions

@@ -108,6 +108,21 @@ class ImitationConfig(Section):
     """Every n-th labelled step is kept out of the fit; agreement and regret are measured on those."""
 
 
+class EnvironmentConfig(Section):
+    """The simulated clusters to learn on."""
+
+    num_envs: Count = 128
+    """Clusters side by side, a multiple of `group`."""
+    group: Count = 8
+    """Clusters that see the same arrivals, so that they differ by routing alone."""
+    imitation_envs: Count = 32
+    """Clusters for imitation, each with its own arrivals."""
+    load: tuple[float, float] = (0.5, 0.95)
+    """Range of the load, as fractions of capacity, drawn anew for each group and episode."""
+    favor: tuple[float, float] = (0.0, 1.0)
+    """Range of the dial (0 favors E2E, 1 TTFT): one policy learns all of it."""
+
+
 class TrainConfig(Section):
     """One training run."""
 
@@ -115,6 +130,7 @@ class TrainConfig(Section):
     """Of initial weights, arrivals and samples."""
     threads: Count = 2
     """CPU threads for torch. The result is reproducible for a given number."""
+    environment: EnvironmentConfig = EnvironmentConfig()
     network: NetworkConfig = NetworkConfig()
     ppo: PPOConfig = PPOConfig()
     imitation: ImitationConfig | None = ImitationConfig()

@@ -1,0 +1,129 @@
+"""Held-out evaluation during training: how a policy does against the best simple heuristic.
+
+Every scenario is run at several loads and several points on the dial, on arrivals of the `validate`
+split, which neither training nor the final evaluation sees. For each of these settings the policy's
+objective w_ttft * TTFT + w_e2e * E2E is divided by that of the best heuristic there (`lookahead` aside);
+the mean of these ratios is what the best checkpoint is chosen by. Below 1 the policy wins.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fairlead.evaluate.run import run
+from fairlead.policy.heuristics import HEURISTICS, Heuristic, Lookahead
+from fairlead.simulator.capacity import capacity_rps
+from fairlead.simulator.cluster import Clusters
+from fairlead.simulator.fleet import build_fleet
+from fairlead.view.features import features_batch
+from fairlead.view.preference import weights
+from fairlead.workload.scenario import Scenario, generate
+
+Floats = npt.NDArray[np.float64]
+
+
+class Scorer(Protocol):
+    """What is validated: a network or an exported policy."""
+
+    def logits(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """(K, R, F) -> (K, R)."""
+        ...
+
+
+class Setting(NamedTuple):
+    """One point to be good at."""
+
+    scenario: str
+    load: float
+    favor: float
+
+
+class Report(NamedTuple):
+    """What a validation found."""
+
+    objective: float
+    """Mean over the settings of the ratio to the best heuristic."""
+    ratios: dict[Setting, float]
+
+    @property
+    def beaten(self) -> float:
+        """Share of the settings in which every heuristic is beaten."""
+        return float(np.mean([ratio < 1.0 for ratio in self.ratios.values()]))
+
+
+class Validation:
+    """The settings, their arrivals, and what the heuristics reach there."""
+
+    def __init__(
+        self,
+        scenarios: Sequence[Scenario],
+        loads: Sequence[float],
+        favors: Sequence[float],
+        *,
+        seeds: int = 3,
+        requests: int = 800,
+        seed: int = 0,
+    ) -> None:
+        """Prepare `seeds` runs of `requests` requests for each scenario and load.
+
+        Raises:
+            FairleadError: for scenarios that cannot be run together.
+        """
+        points = list(itertools.product(scenarios, loads))
+        self._favors = list(favors)
+        self._settings = [Setting(s.name, load, f) for s, load in points for f in favors]
+        arrivals = [
+            generate(s, requests=requests, rate=load * capacity_rps(s), seed=seed + i, split="validate")
+            for s, load in points
+            for i in range(seeds)
+        ]
+        fleets = [build_fleet(s) for s, _ in points for _ in range(seeds)]
+        self._arrivals = arrivals
+        self._clusters = Clusters(fleets, arrivals, group=len(self._favors))
+        # Cluster order: scenario and load, then seed, then favor.
+        self._favor = np.tile(np.array(favors), len(arrivals))
+        self._shape = (len(points), seeds, len(self._favors))
+        self._measured = slice(requests // 10, requests - requests // 20)
+        self._weights = np.array([weights(f) for f in self._favor])
+        self.best_heuristic = np.min([self._of_heuristic(name) for name in HEURISTICS], axis=0)
+
+    def _objectives(self) -> Floats:
+        """The objective per setting, (points, favors), of the run that has just been drained."""
+        requests = self._clusters.state.requests
+        ttft = (requests["first_token"] - requests["arrival"])[:, self._measured].mean(1)
+        e2e = (requests["finish"] - requests["arrival"])[:, self._measured].mean(1)
+        cost = self._weights[:, 0] * ttft + self._weights[:, 1] * e2e
+        means: Floats = cost.reshape(self._shape).mean(1)
+        return means
+
+    def _of_heuristic(self, name: str) -> Floats:
+        self._clusters.load(self._arrivals, 0)
+        run(self._clusters, Heuristic(name))
+        return self._objectives()
+
+    def of_lookahead(self) -> Report:
+        """What `lookahead` reaches, each setting at its own weights."""
+        columns = []
+        for i, favor in enumerate(self._favors):
+            self._clusters.load(self._arrivals, 0)
+            run(self._clusters, Lookahead(*weights(favor)))
+            columns.append(self._objectives()[:, i])
+        return self._report(np.stack(columns, 1))
+
+    def __call__(self, scorer: Scorer) -> Report:
+        """Run the policy, greedily, in all settings at once."""
+        clusters = self._clusters
+        clusters.load(self._arrivals, 0)
+        features = None
+        for _ in range(clusters.N):
+            features = features_batch(clusters.observe(), self._favor, features)
+            clusters.route(scorer.logits(features).argmax(-1).astype(np.int64))
+        clusters.drain()
+        return self._report(self._objectives())
+
+    def _report(self, objectives: Floats) -> Report:
+        ratios = (objectives / self.best_heuristic).ravel()
+        return Report(float(ratios.mean()), dict(zip(self._settings, ratios.tolist(), strict=True)))
