@@ -27,6 +27,7 @@ from fairlead.simulator.outcomes import FloatArray
 _INK = "#010203"  # replaced by currentColor
 _COLOURS = {"learned": "#e8590c", "lookahead": "#8f5fe8", "heuristic": "#4f86c6"}
 _MARKERS = {"learned": "D", "lookahead": "s", "heuristic": "o"}
+_LEARNED = ("#e8590c", "#f08c00", "#c92a2a", "#9c36b5")
 _LINES = (
     ("#4f86c6", (0, (5, 2))),
     ("#2f9e7e", (0, (1, 1.2))),
@@ -56,7 +57,7 @@ _STYLE: Any = {
 
 
 def _axes(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=72, layout="constrained")  # 72: the SVG unit
     axes = figure.add_subplot()
     axes.grid(True)
     return figure, axes
@@ -112,7 +113,7 @@ def plane(results: Results, scenario: str, load: float, prefix: str) -> str:
         for info in configuration.routers
     }
     with mpl.rc_context(_STYLE):
-        figure, axes = _axes(5.6, 4.2)
+        figure, axes = _axes(5.6, 4.9)
         _scale(axes, "x", [x for x, _ in means.values()])
         _scale(axes, "y", [y for _, y in means.values()])
         first = configuration.router_names[0]
@@ -136,7 +137,7 @@ def plane(results: Results, scenario: str, load: float, prefix: str) -> str:
         axes.set_xlabel("mean TTFT (s), smaller is better")
         axes.set_ylabel("mean E2E (s), smaller is better")
         axes.set_title("Mean TTFT and mean E2E")
-        _label_points(figure, axes, configuration.routers, means)
+        _label_points(figure, axes, configuration.routers, means, (best_x, best_y))
         words = "; ".join(
             f"{name} {quantity(horizontal, x)} and {quantity(vertical, y)}" for name, (x, y) in means.items()
         )
@@ -144,20 +145,26 @@ def plane(results: Results, scenario: str, load: float, prefix: str) -> str:
 
 
 def _label_points(
-    figure: Figure, axes: Axes, routers: Sequence[RouterInfo], points: Mapping[str, tuple[float, ...]]
+    figure: Figure,
+    axes: Axes,
+    routers: Sequence[RouterInfo],
+    points: Mapping[str, tuple[float, ...]],
+    lines: tuple[float, float],
 ) -> None:
-    """Write each router's name near its point where it covers neither a point nor another name."""
+    """Write each router's name near its point where it covers no point, no other name and no line."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # the places below are in pixels: nothing may move any more
     frame = axes.get_window_extent()
-    pixel = figure.dpi / 72
     spots = {name: axes.transData.transform(point) for name, point in points.items()}
-    taken = [Bbox.from_extents(x - 6, y - 6, x + 6, y + 6) for x, y in spots.values()]
+    taken = [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in spots.values()]
+    line_x, line_y = axes.transData.transform(lines)
+    taken.append(Bbox.from_extents(line_x - 1, frame.y0, line_x + 1, frame.y1))
+    taken.append(Bbox.from_extents(frame.x0, line_y - 1, frame.x1, line_y + 1))
     # What matters most is placed first, so that it gets the best place.
     order = sorted(routers, key=lambda info: ("learned", "lookahead", "heuristic").index(info.kind))
     for info in order:
         x, y = spots[info.name]
-        width, height = (6.2 * len(info.name) + 2) * pixel, 11 * pixel
+        width, height = 5.6 * len(info.name) + 4, 11
         box, distance = _free_box(x, y, width, height, taken, frame)
         taken.append(box)
         centre = ((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2)
@@ -182,7 +189,7 @@ def _free_box(
 ) -> tuple[Bbox, float]:
     """The nearest place for a label of that size around (x, y) that overlaps least, and its distance."""
     best: tuple[float, Bbox, float] | None = None
-    for distance in (9.0, 15.0, 24.0, 34.0, 46.0, 60.0):
+    for distance in (7.0, 12.0, 18.0, 26.0, 36.0, 48.0, 62.0):
         for angle in np.deg2rad((0, 180, 90, 270, 45, 315, 135, 225)):
             dx, dy = float(np.cos(angle)), float(np.sin(angle))
             cx = x + dx * (distance + width / 2)
@@ -216,17 +223,22 @@ def distribution(
         prefix: of the ids in the SVG.
     """
     shares = np.concatenate([np.linspace(0.002, 0.98, 200), np.linspace(0.981, 0.999, 40)])
-    others = iter(_LINES * len(routers))
+    heuristics, learned = iter(_LINES * len(routers)), iter(_LEARNED * len(routers))
     with mpl.rc_context(_STYLE):
-        figure, axes = _axes(5.6, 3.4)
+        figure, axes = _axes(5.6, 2.5)
         axes.set_xscale("log")
         for info in routers:
-            colour, dash = (_COLOURS[info.kind], "solid") if info.kind != "heuristic" else next(others)
+            colour: str = _COLOURS[info.kind]
+            dash: Any = (0, (3, 1)) if info.kind == "lookahead" else "solid"
+            if info.kind == "heuristic":
+                colour, dash = next(heuristics)
+            elif info.kind == "learned":
+                colour = next(learned)
             axes.plot(
                 np.maximum(np.quantile(latencies_s[info.name], shares), 1e-6),
                 100 * shares,
                 color=colour,
-                linestyle=dash if info.kind != "lookahead" else (0, (3, 1)),
+                linestyle=dash,
                 linewidth=2.2 if info.kind == "learned" else 1.5,
                 label=info.name,
             )
@@ -237,7 +249,7 @@ def distribution(
         axes.set_xlabel(f"{metric} (s)")
         axes.set_ylabel("requests served within (%)")
         axes.set_title(f"Distribution of {metric}")
-        axes.legend(loc="lower right", fontsize=8.5, handlelength=3.2)
+        axes.legend(loc="upper left", fontsize=8, handlelength=3.0, labelspacing=0.25)
         names = ", ".join(info.name for info in routers)
         return _svg(figure, prefix, f"Cumulative distribution of {metric} for {names}")
 

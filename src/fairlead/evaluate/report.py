@@ -141,7 +141,10 @@ def _section(results: Results, requests: Path | None, index: int, setting: tuple
             f"measured capacity {number('throughput_rps', capacity)}"
         ),
         description=str(configuration.scenarios[scenario].get("description") or ""),
-        sentences=[sentence.removeprefix(place) for sentence in setting_words(results, scenario, load)],
+        sentences=[
+            sentence.removeprefix(place).replace("the best", "The best", 1 if index == 0 else 0)
+            for index, sentence in enumerate(setting_words(results, scenario, load))
+        ],
         figures=[Markup(svg) for svg in drawn],
     )
 
