@@ -50,7 +50,7 @@ def test_tokens_are_timed_in_milliseconds() -> None:
 
 @pytest.mark.parametrize(
     ("fraction", "text"),
-    [(-0.2471, "-25"), (0.031, "+3.1"), (0.0, "0.0"), (-0.0001, "0.0"), (0.0996, "+10"), (3.5, "+350")],
+    [(-0.2471, "-25"), (0.031, "+3.1"), (0.0, "0.0"), (-0.0001, "-0.0"), (0.0996, "+10"), (3.5, "+350")],
 )
 def test_percent(fraction: float, text: str) -> None:
     assert percent(fraction).replace(MINUS, "-") == text

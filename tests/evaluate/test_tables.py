@@ -1,12 +1,13 @@
 """The terminal table shows every router and fits the terminal."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
 
 from fairlead.evaluate.conclusions import build_results
-from fairlead.evaluate.phrasing import MINUS
+from fairlead.evaluate.phrasing import MINUS, number
 from fairlead.evaluate.results import Configuration, Results, Row
 from fairlead.evaluate.tables import terminal_table
 
@@ -47,6 +48,9 @@ def test_nothing_is_cut_off(results: Results, width: int) -> None:
     text = printed(results, width)
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= width
+    # The last column is the one that would suffer.
+    cell = results.comparison("chat-unequal", 0.8, "lor", "imbalance")
+    assert number("imbalance", cell.mean) in text
 
 
 def test_a_reference_of_zero_is_shown_without_percentage(
@@ -55,3 +59,20 @@ def test_a_reference_of_zero_is_shown_without_percentage(
     zero = [row.model_copy(update={"imbalance": 0.0}) if row.router == "lor" else row for row in rows]
     table = printed(build_results(configuration, zero), 120)
     assert "✗+0." in table
+
+
+def test_huge_differences_stay_short(configuration: Configuration, rows: list[Row]) -> None:
+    huge = [row.model_copy(update={"imbalance": 0.01}) if row.router == "lor" else row for row in rows]
+    text = printed(build_results(configuration, huge), 120)
+    assert re.search(r"\+\d\.\dk", text) and "least_prefill" in text
+
+
+def test_long_names_are_folded_whole(configuration: Configuration, rows: list[Row]) -> None:
+    name = "policy-trained-on-chat-unequal@0.5"
+    routers = [
+        r.model_copy(update={"name": name}) if r.name == "learned" else r for r in configuration.routers
+    ]
+    renamed = [r.model_copy(update={"router": name}) if r.router == "learned" else r for r in rows]
+    text = printed(build_results(configuration.model_copy(update={"routers": routers}), renamed), 120)
+    first_column = "".join(line[:13].strip() for line in text.splitlines())
+    assert name in first_column

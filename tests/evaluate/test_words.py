@@ -28,7 +28,10 @@ def test_without_a_learned_router_the_best_heuristics_are_named(
     only = configuration.model_copy(update={"routers": configuration.routers[:2]})
     results = build_results(only, [row for row in rows if row.router in only.router_names])
     assert results.words[0].startswith("No learned router took part.")
-    assert "on mean TTFT: least_prefill (in 3 of 3 settings)" in results.words[0]
+    assert (
+        "The best heuristic in 3 settings on mean E2E: least_prefill; on mean TTFT: least_prefill;"
+        in results.words[0]
+    )
 
 
 def test_no_word_is_missing(results: Results) -> None:

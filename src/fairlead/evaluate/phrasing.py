@@ -66,8 +66,9 @@ def percent(fraction: float, *, signed: bool = True) -> str:
     """A fraction as a figure in percent, without the sign for it: one decimal below 10, none above."""
     value = 100.0 * fraction
     digits = f"{abs(value):.1f}" if abs(value) < 9.95 else f"{abs(value):.0f}"
-    if not signed or float(digits) == 0.0:
+    if not signed or value == 0.0:
         return digits
+    # The sign stays where the digits round to zero: it says on which side of 0 an interval ends.
     return (MINUS if value < 0 else "+") + digits
 
 

@@ -1,5 +1,7 @@
 """Results on the terminal."""
 
+from textwrap import wrap
+
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -16,6 +18,7 @@ from fairlead.evaluate.phrasing import (
 )
 from fairlead.evaluate.results import ComparisonRow, Results
 
+_NAME_WIDTH = 13  # of the longest heuristic; only names of policy files are longer
 _STYLES = {"better": "green", "worse": "red", "undecided": "dim", "reference": "bold"}
 
 
@@ -41,7 +44,7 @@ def terminal_table(results: Results, scenario: str, load: float) -> Table:
         title_justify="left",
         caption_justify="left",
     )
-    table.add_column("router", overflow="fold", max_width=13, vertical="top")
+    table.add_column("router", no_wrap=True)  # names are folded here; what is too wide wraps in the numbers
     for metric in SHOWN:
         first, _, second = LABELS[metric].partition(" ")
         header = f"{second or first}\n{first if second else ''} {unit(metric)}"
@@ -49,7 +52,7 @@ def terminal_table(results: Results, scenario: str, load: float) -> Table:
     for router in configuration.routers:
         style = "bold" if router.kind == "learned" else ""
         cells = [_cell(results.comparison(scenario, load, router.name, metric)) for metric in SHOWN]
-        table.add_row(Text(router.name, style), *cells)
+        table.add_row(Text("\n".join(wrap(router.name, _NAME_WIDTH)), style), *cells)
     return table
 
 
@@ -63,6 +66,11 @@ def _cell(cell: ComparisonRow) -> Text:
         # A reference of 0 has no percentage: the difference itself is shown instead.
         low, high = (f"{end:+.2g}" for end in (cell.ci_low, cell.ci_high))
         return text.append(f"\n{MARKS[cell.verdict]}{low}, {high}", style)
-    low, high = (percent(end) for end in interval)
-    text.append(f" {percent(cell.relative_difference)}", style)
+    low, high = (_short_percent(end) for end in interval)
+    text.append(f" {_short_percent(cell.relative_difference)}", style)
     return text.append(f"\n{MARKS[cell.verdict]}{low}, {high}", style)
+
+
+def _short_percent(fraction: float) -> str:
+    """As `percent`, with thousands as in `+1.2k`: columns are narrow."""
+    return percent(fraction) if abs(fraction) < 9.995 else f"{percent(fraction / 1000)}k"

@@ -71,9 +71,13 @@ def _best_heuristics_overall(results: Results) -> str:
     parts = []
     for metric in HEADLINE:
         best = Counter(results.comparison(*setting, anyone, metric).reference_router for setting in settings)
-        counts = [f"{name} (in {count} of {len(settings)} settings)" for name, count in best.most_common()]
-        parts.append(f"on {LABELS[metric]}: {listing(counts)}")
-    return f"No learned router took part. The best heuristic {'; '.join(parts)}."
+        names = [
+            name if count == len(settings) else f"{name} (in {count} of {len(settings)} settings)"
+            for name, count in best.most_common()
+        ]
+        parts.append(f"on {LABELS[metric]}: {listing(names)}")
+    where = "in the one setting" if len(settings) == 1 else f"in {len(settings)} settings"
+    return f"No learned router took part. The best heuristic {where} {'; '.join(parts)}."
 
 
 def _best_heuristics(results: Results, scenario: str, load: float) -> str:
