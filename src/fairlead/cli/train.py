@@ -1,13 +1,18 @@
 """`fairlead train`: train a routing policy in simulation."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fairlead.cli.first_run import capacity
 from fairlead.cli.options import Loads, load_list, read_settings, scenario_list
 from fairlead.cli.output import ProgressBar, on_interrupt, say
 from fairlead.errors import FairleadError
+
+if TYPE_CHECKING:
+    from fairlead.train.config import TrainConfig
+    from fairlead.workload.scenario import Scenario
 
 EXAMPLES = (
     "fairlead train --scenario chat-unequal --out runs/mine",
@@ -82,32 +87,51 @@ def command(
     so far; hand it to `fairlead evaluate`), checkpoints, and logs for TensorBoard. Ctrl-C is safe: what was
     learned is saved, and --resume goes on from there.
     """
-    from fairlead.train.run import train
-
-    flags = {"seed": seed, "minutes": minutes, "iterations": iterations, "teacher": teacher}
+    flags = {"seed": seed, "minutes": minutes, "teacher": teacher, "loads": load_list(load)}
     settings = read_settings(config, assignments or [])
     settings |= {key: value for key, value in flags.items() if value is not None}
-    if from_scratch:
-        settings["from_scratch"] = True
-    if load is not None:
-        settings["loads"] = load_list(load)
-    if resume and (settings or scenario):
-        raise FairleadError(f"--resume goes on with the scenarios and settings in {out}; give it only --out")
+    if iterations is not None:
+        settings["ppo"] = {**settings.get("ppo", {}), "iterations": iterations}
+    if resume and (scenario or settings or from_scratch):
+        raise FairleadError(f"--resume goes on with the scenarios and settings in {out}: leave out the rest")
     if not resume and not scenario:
-        raise FairleadError("nothing to train on; name a scenario, for example --scenario chat-unequal")
-    again = f"a checkpoint is in {out}; go on with: fairlead train --out {out} --resume"
-    with on_interrupt(lambda: again), ProgressBar() as progress:
-        train(_validated(settings), scenario_list(scenario or []), out, resume, progress)
+        raise FairleadError("nothing to train on: name a scenario, for example --scenario chat-unequal")
+    scenarios = scenario_list(scenario) if scenario else []
+    chosen = None if resume else _validated(settings, from_scratch)
+    for each in scenarios:
+        capacity(each)
+    _train(chosen, scenarios, out, resume)
     say(f"trained policy: {out / 'policy.onnx'}")
 
 
-def _validated(settings: dict[str, Any]) -> Any:
+def _validated(settings: dict[str, Any], from_scratch: bool) -> "TrainConfig":
+    """The settings as training takes them, or the first thing that is wrong with them."""
     from pydantic import ValidationError
 
     from fairlead.train.config import TrainConfig
     from fairlead.workload.section import first_problem
 
     try:
-        return TrainConfig.model_validate(settings)
+        config = TrainConfig.model_validate(settings)
     except ValidationError as error:
         raise first_problem(error, "training settings") from None
+    return config.from_scratch() if from_scratch else config
+
+
+def _train(config: "TrainConfig | None", scenarios: "list[Scenario]", out: Path, resume: bool) -> None:
+    """Train; Ctrl-C ends it with a line that tells how to go on."""
+    try:
+        from fairlead.train.run import train
+        from fairlead.train.trainer import TrainingInterrupted
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "onnx", "tensorboard"):
+            raise
+        raise FairleadError(
+            f"training needs {error.name}, which is not installed: pip install 'fairlead[train]'"
+        ) from None
+    again = f"what was learned is saved; go on with: fairlead train --out {out} --resume"
+    with on_interrupt(lambda: again), ProgressBar() as progress:
+        try:
+            train(config, scenarios, out, resume, progress)
+        except TrainingInterrupted:
+            raise KeyboardInterrupt from None
