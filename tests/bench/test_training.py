@@ -6,8 +6,8 @@ from fairlead.bench import training
 
 
 def test_decisions_are_counted_and_the_time_is_split(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(training, "CLUSTERS", 4)
-    monkeypatch.setattr(training, "GROUP", 2)
+    small = training.SETTINGS.environment.model_copy(update={"num_envs": 4, "group": 2})
+    monkeypatch.setattr(training, "SETTINGS", training.SETTINGS.model_copy(update={"environment": small}))
     monkeypatch.setattr(training, "LEAST_ITERATIONS", 1)
     seen: list[str] = []
     result = training.measure(0.0, lambda what, done, total: seen.append(what))

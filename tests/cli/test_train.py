@@ -24,3 +24,64 @@ def test_what_cannot_be_trained_is_one_line_and_leaves_nothing(fairlead, tmp_pat
     assert ended.err.startswith("error: ") and ended.err.count("\n") == 1
     assert named in ended.err
     assert not out.exists()
+
+
+SMALL = (
+    "--scenario=uniform-lengths",
+    "--load=0.6,0.8",
+    "--set=environment.num_envs=4",
+    "--set=environment.group=2",
+    "--set=environment.imitation_envs=2",
+    "--set=ppo.rollout_steps=16",
+    "--set=ppo.reset_every=2",
+    "--set=ppo.critic_warmup_iterations=1",
+    "--set=imitation.rounds=1",
+    "--set=imitation.steps=16",
+    "--set=imitation.teacher_steps=16",
+    "--set=imitation.epochs=1",
+    "--set=validation.loads=[0.7]",
+    "--set=validation.favors=[0.5]",
+    "--set=environment.favor=[0.5,0.5]",
+    "--set=threads=1",
+    "--set=evaluate_every=1",
+)
+
+
+def test_a_policy_is_trained_and_takes_part_in_an_evaluation(fairlead, tmp_path):
+    out = tmp_path / "policy"
+    ended = fairlead("train", *SMALL, "--iterations", "1", "--out", str(out))
+    assert ended.code == 0, ended.err
+    assert ended.out == ""
+    assert str(out / "policy.onnx") in ended.err
+    evaluated = fairlead(
+        *("evaluate", "--scenario", "uniform-lengths", "--load", "0.7", "--requests", "60", "--seeds", "2"),
+        *("--routers", f"lor,{out / 'policy.onnx'}", "--training-log", str(out / "training.csv")),
+        *("--out", str(tmp_path / "evaluation")),
+    )
+    assert evaluated.code == 0, evaluated.err
+    assert "policy" in evaluated.out
+
+    again = fairlead("train", *SMALL, "--iterations", "1", "--out", str(out))
+    assert again.code == 2 and str(out) in again.err
+
+
+def test_a_run_that_was_interrupted_goes_on_with_resume(fairlead, tmp_path, monkeypatch):
+    from fairlead.train import trainer
+
+    out = tmp_path / "policy"
+    judged: list[int] = []
+    judge = trainer.Run.judge
+
+    def interrupting(run: trainer.Run, state: trainer.TrainState) -> float:
+        judged.append(state.iteration)
+        if len(judged) == 2:
+            raise KeyboardInterrupt
+        return judge(run, state)
+
+    monkeypatch.setattr(trainer.Run, "judge", interrupting)
+    ended = fairlead("train", *SMALL, "--iterations", "2", "--from-scratch", "--out", str(out))
+    assert (ended.code, ended.out) == (130, "")
+    assert ended.err.splitlines()[-1].startswith("interrupted: ")
+    assert f"fairlead train --out {out} --resume" in ended.err
+    assert fairlead("train", "--out", str(out), "--resume").code == 0
+    assert (out / "policy.onnx").is_file()

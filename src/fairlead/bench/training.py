@@ -10,14 +10,13 @@ import torch
 from fairlead.bench import Progress
 from fairlead.env.vector import RouterVectorEnv
 from fairlead.train import tracking
-from fairlead.train.config import PPOConfig, TrainConfig
+from fairlead.train.config import TrainConfig
 from fairlead.train.trainer import TrainResult, train
 from fairlead.workload.scenario import load_scenario
 
 SCENARIOS = ("chat-equal", "chat-unequal")
 """Those of the demo."""
-CLUSTERS = 128
-GROUP = 8
+SETTINGS = TrainConfig(imitation=None)
 LEAST_ITERATIONS = 4
 """A whole cycle of `reset_every`."""
 
@@ -39,20 +38,28 @@ def measure(seconds: float, progress: Progress) -> dict[str, Any]:
         "seconds": result.seconds,
         "decisions": result.decisions,
         "scenarios": ", ".join(SCENARIOS),
-        "clusters": CLUSTERS,
-        "threads": TrainConfig().threads,
+        "clusters": SETTINGS.environment.num_envs,
+        "threads": SETTINGS.threads,
         "torch": torch.__version__,
     }
 
 
 def _train(iterations: int, folder: Path, on_progress: Any) -> TrainResult:
-    config = TrainConfig(imitation=None, ppo=PPOConfig(iterations=iterations, critic_warmup_iterations=0))
+    ppo = SETTINGS.ppo.model_copy(update={"iterations": iterations, "critic_warmup_iterations": 0})
+    config = SETTINGS.model_copy(update={"ppo": ppo})
     scenarios = [load_scenario(name) for name in SCENARIOS]
 
     def environment() -> RouterVectorEnv:
         # One episode lasts from one fresh start to the next.
         length = config.ppo.rollout_steps * config.ppo.reset_every
-        return RouterVectorEnv(scenarios, num_envs=CLUSTERS, group=GROUP, episode_requests=length)
+        return RouterVectorEnv(
+            scenarios,
+            num_envs=config.environment.num_envs,
+            group=config.environment.group,
+            episode_requests=length,
+            load=config.environment.load,
+            favor=config.environment.favor,
+        )
 
     return train(config, folder, environment, on_progress=on_progress)
 

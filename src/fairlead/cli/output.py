@@ -123,6 +123,13 @@ class ProgressBar:
         else:
             self._line(what, done, total)
 
+    def say(self, message: str) -> None:
+        """A message for people, above the bars."""
+        if self._bars is not None:
+            self._bars.console.print(message, highlight=False, markup=False)
+        else:
+            say(message)
+
     def _line(self, what: str, done: float, total: float) -> None:
         now = time.monotonic()
         if what != self._phase:

@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fairlead.cli.first_run import capacity
-from fairlead.cli.options import Loads, load_list, read_settings, scenario_list
+from fairlead.cli.options import load_list, read_settings, scenario_list
 from fairlead.cli.output import ProgressBar, on_interrupt, say
 from fairlead.errors import FairleadError
 
@@ -39,7 +38,15 @@ def command(
             show_default=False,
         ),
     ] = None,
-    load: Loads = None,
+    load: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOW,HIGH",
+            help="How busy the clusters are while training: each episode draws a load between these fractions "
+            "of capacity. Default: 0.5,0.95.",
+            show_default=False,
+        ),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -87,21 +94,27 @@ def command(
     so far; hand it to `fairlead evaluate`), checkpoints, and logs for TensorBoard. Ctrl-C is safe: what was
     learned is saved, and --resume goes on from there.
     """
-    flags = {"seed": seed, "minutes": minutes, "teacher": teacher, "loads": load_list(load)}
-    settings = read_settings(config, assignments or [])
-    settings |= {key: value for key, value in flags.items() if value is not None}
-    if iterations is not None:
-        settings["ppo"] = {**settings.get("ppo", {}), "iterations": iterations}
+    settings = read_settings(
+        config, [*(assignments or []), *_assignments(load, teacher, seed, minutes, iterations)]
+    )
     if resume and (scenario or settings or from_scratch):
         raise FairleadError(f"--resume goes on with the scenarios and settings in {out}: leave out the rest")
     if not resume and not scenario:
         raise FairleadError("nothing to train on: name a scenario, for example --scenario chat-unequal")
     scenarios = scenario_list(scenario) if scenario else []
-    chosen = None if resume else _validated(settings, from_scratch)
-    for each in scenarios:
-        capacity(each)
-    _train(chosen, scenarios, out, resume)
+    _train(_validated(settings, from_scratch), scenarios, out, resume)
     say(f"trained policy: {out / 'policy.onnx'}")
+
+
+def _assignments(
+    load: str | None, teacher: str | None, seed: int | None, minutes: float | None, iterations: int | None
+) -> list[str]:
+    """The options that are short for settings, as `--set` would have them."""
+    flags = {"teacher": teacher, "seed": seed, "minutes": minutes, "ppo.iterations": iterations}
+    loads = load_list(load)
+    if loads is not None:
+        flags |= {"environment.load": [min(loads), max(loads)], "validation.loads": loads}
+    return [f"{key}={value}" for key, value in flags.items() if value is not None]
 
 
 def _validated(settings: dict[str, Any], from_scratch: bool) -> "TrainConfig":
@@ -118,7 +131,7 @@ def _validated(settings: dict[str, Any], from_scratch: bool) -> "TrainConfig":
     return config.from_scratch() if from_scratch else config
 
 
-def _train(config: "TrainConfig | None", scenarios: "list[Scenario]", out: Path, resume: bool) -> None:
+def _train(config: "TrainConfig", scenarios: "list[Scenario]", out: Path, resume: bool) -> None:
     """Train; Ctrl-C ends it with a line that tells how to go on."""
     try:
         from fairlead.train.run import train
@@ -132,6 +145,6 @@ def _train(config: "TrainConfig | None", scenarios: "list[Scenario]", out: Path,
     again = f"what was learned is saved; go on with: fairlead train --out {out} --resume"
     with on_interrupt(lambda: again), ProgressBar() as progress:
         try:
-            train(config, scenarios, out, resume, progress)
+            train(config, scenarios, out, resume, progress, progress.say)
         except TrainingInterrupted:
             raise KeyboardInterrupt from None
