@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
@@ -19,7 +19,7 @@ import platformdirs
 
 prange = numba.prange
 
-signed = np.int64
+signed: Any = np.int64
 """Applied to the index of a `prange`, which Numba makes unsigned: mixed signs would compile all twice."""
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -58,12 +58,14 @@ def njit(*, parallel: bool = False) -> Callable[[F], F]:
     """`numba.njit` with this package's cache directory (other users of Numba keep theirs)."""
 
     def decorate(function: F) -> F:
-        before = numba.config.CACHE_DIR
-        numba.config.CACHE_DIR = str(cache_directory())
+        settings: Any = numba.config
+        before = settings.CACHE_DIR
+        settings.CACHE_DIR = str(cache_directory())
         try:
-            compiled: F = numba.njit(cache=True, parallel=parallel)(function)
+            compiled: Any = numba.njit(cache=True, parallel=parallel)(function)
         finally:
-            numba.config.CACHE_DIR = before
-        return compiled
+            settings.CACHE_DIR = before
+        # To the type checker it stays the function that it was.
+        return cast(F, compiled)
 
     return decorate

@@ -175,13 +175,13 @@ class Heuristic:
 
     def reset(self, clusters: int, replicas: int, seed: int) -> None:
         """Start the random streams and the turn anew."""
-        self._states = random_states(seed, clusters)
+        self.states = random_states(seed, clusters)
         self._turn = 0
 
     def route(self, view: View) -> npt.NDArray[np.int64]:
         """A replica for each cluster's request, (K,)."""
         out = np.empty(len(view.request), np.int64)
-        _choose_all(self.code, view.replicas, view.request, self._turn, self._states, out)
+        _choose_all(self.code, view.replicas, view.request, self._turn, self.states, out)
         self._turn += 1
         return out
 

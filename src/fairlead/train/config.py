@@ -16,8 +16,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class NetworkConfig(Section):
     """Size of the policy network."""
 
-    hidden: Count = 64
-    """Width of embeddings and heads. Twice the width is about four times the cost."""
+    hidden: Annotated[int, Field(ge=2)] = 64
+    """Width of the embeddings; the heads are half as wide. Twice the width is about four times the cost."""
     attention: Count = 16
     """Width of query, key and value in the attention across replicas."""
     critic: Literal["shared", "decoupled"] = "shared"
@@ -123,6 +123,15 @@ class EnvironmentConfig(Section):
     """Range of the dial (0 favors E2E, 1 TTFT): one policy learns all of it."""
 
 
+class ValidationConfig(Section):
+    """The held-out settings by which the best policy of a run is chosen."""
+
+    loads: tuple[float, ...] = (0.5, 0.7, 0.9)
+    """Fractions of capacity."""
+    favors: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    """Points on the dial; those outside the trained range are left out."""
+
+
 class TrainConfig(Section):
     """One training run."""
 
@@ -135,10 +144,22 @@ class TrainConfig(Section):
     ppo: PPOConfig = PPOConfig()
     imitation: ImitationConfig | None = ImitationConfig()
     """The warm start; none: PPO from scratch."""
+    teacher: str = "lookahead"
+    """The router to imitate: lookahead, or a heuristic by name."""
+    validation: ValidationConfig = ValidationConfig()
+    minutes: Positive | None = None
+    """Stop after this much time; default: when all iterations are done."""
     evaluate_every: Count = 5
     """Iterations between held-out evaluations; the best weights are kept."""
     checkpoint_every: Count = 1
     """Iterations between checkpoints; an interrupted run loses at most this many."""
+
+    @property
+    def validation_favors(self) -> tuple[float, ...]:
+        """The points on the dial that are both trained and validated."""
+        low, high = self.environment.favor
+        inside = tuple(f for f in self.validation.favors if low <= f <= high)
+        return inside or (low,) if low == high else tuple(dict.fromkeys((low, *inside, high)))
 
     def from_scratch(self) -> "TrainConfig":
         """The same run without imitation: a larger step and more entropy, no critic warm-up."""

@@ -5,7 +5,7 @@ A run lives in one directory: `config.json`, `checkpoint.pt` (written between it
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,6 +85,7 @@ class Run:
     evaluate: Evaluate | None
     on_progress: OnProgress
     features: tuple[str, ...]
+    extra_files: Mapping[str, str]
 
     def save(self, state: TrainState) -> None:
         """Write the checkpoint."""
@@ -139,6 +140,7 @@ def train(
     on_progress: OnProgress = lambda progress: None,
     resume: bool = False,
     features: tuple[str, ...] = FEATURES,
+    extra_files: Mapping[str, str] | None = None,
 ) -> TrainResult:
     """Train a policy.
 
@@ -153,13 +155,14 @@ def train(
         on_progress: called often with what has been done.
         resume: continue from the directory's checkpoint, bit for bit.
         features: names of the last axis of the observations.
+        extra_files: further text files for a fresh directory, by name.
 
     Raises:
         FairleadError: if the directory holds another run, there is nothing to resume, or a number is not
             finite.
         TrainingInterrupted: on Ctrl-C; the checkpoint is complete.
     """
-    run = Run(config, directory, evaluate, on_progress, features)
+    run = Run(config, directory, evaluate, on_progress, features, extra_files or {})
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads)
     state: TrainState | None = None
@@ -187,15 +190,26 @@ def train(
     )
 
 
+def check_free(directory: Path) -> None:
+    """Refuse a directory that holds anything.
+
+    Raises:
+        FairleadError: if it is not new or empty.
+    """
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise FairleadError(f"{directory} is not empty; resume the run in it or choose another directory")
+
+
 def _begin(run: Run, resume: bool) -> TrainState:
     """A fresh state in a fresh directory, or that of the checkpoint."""
     if resume:
         saved = checkpoint.load(run.directory / "checkpoint.pt", run.config)
         return restore(saved, run.config, len(run.features))
-    if run.directory.exists() and (not run.directory.is_dir() or any(run.directory.iterdir())):
-        raise FairleadError(f"{run.directory} is not empty; resume the run in it or choose another directory")
+    check_free(run.directory)
     run.directory.mkdir(parents=True, exist_ok=True)
     (run.directory / "config.json").write_text(run.config.model_dump_json(indent=2) + "\n")
+    for name, text in run.extra_files.items():
+        (run.directory / name).write_text(text, encoding="utf-8")
     state = fresh(run.config, len(run.features))
     run.save(state)
     return state
@@ -313,3 +327,5 @@ def _improve(run: Run, state: TrainState, env: Env) -> None:
                 run.save(state)
             stage = "ppo" if knobs.train_actor else "critic warm-up"
             run.on_progress(Progress(stage, state.iteration, total, row))
+            if config.minutes is not None and state.seconds > 60 * config.minutes:
+                return

@@ -22,7 +22,7 @@ from fairlead.workload.requests import Requests
 from fairlead.workload.section import Section, did_you_mean, first_problem, invalid
 from fairlead.workload.tables import table_text
 
-SPLITS = ("train", "evaluate")
+SPLITS = ("train", "validate", "evaluate")
 """What a run is for: the first name of its random streams."""
 
 
@@ -251,7 +251,7 @@ def generate(scenario: Scenario, *, requests: int, rate: float, seed: int, split
         requests: how many, at least 1.
         rate: mean arrivals per second, for the whole cluster.
         seed: not negative.
-        split: "train" or "evaluate".
+        split: "train", "validate" (to choose among trained policies) or "evaluate".
 
     Raises:
         FairleadError: for arguments out of range, and for a trace that is bad or too short.

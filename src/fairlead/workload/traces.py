@@ -95,14 +95,14 @@ def read_lengths(path: Path | str) -> Lengths:
 def window(rows: int, count: int, train_share: float, seed: int, split: str, path: Path) -> slice:
     """Which `count` consecutive rows of a trace one run replays.
 
-    The first `train_share` of the rows belong to the split "train", the others to "evaluate". Times and
-    lengths of the same trace get the same window.
+    The first `train_share` of the rows belong to the splits "train" and "validate", the others to
+    "evaluate". Times and lengths of the same trace get the same window.
 
     Raises:
         FairleadError: if the split has fewer rows than asked for.
     """
     boundary = round(rows * train_share)
-    first, last = (0, boundary) if split == "train" else (boundary, rows)
+    first, last = (boundary, rows) if split == "evaluate" else (0, boundary)
     if count > last - first:
         raise FairleadError(
             f"{path}: {count} requests asked for, but the trace has {rows} rows, of which {last - first} for "
