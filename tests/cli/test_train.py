@@ -67,12 +67,13 @@ def test_a_policy_is_trained_and_takes_part_in_an_evaluation(fairlead, tmp_path)
 
 def test_a_run_that_was_interrupted_goes_on_with_resume(fairlead, tmp_path, monkeypatch):
     from fairlead.train import trainer
+    from fairlead.train.state import TrainState
 
     out = tmp_path / "policy"
     judged: list[int] = []
     judge = trainer.Run.judge
 
-    def interrupting(run: trainer.Run, state: trainer.TrainState) -> float:
+    def interrupting(run: trainer.Run, state: TrainState) -> float:
         judged.append(state.iteration)
         if len(judged) == 2:
             raise KeyboardInterrupt

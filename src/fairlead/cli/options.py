@@ -135,9 +135,7 @@ def read_settings(file: Path | None, assignments: Iterable[str]) -> dict[str, An
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not all(key.split(".")):
-            raise FairleadError(
-                f"--set {assignment}: write it as key=value, for example ppo.learning_rate=3e-4"
-            )
+            raise FairleadError(f"--set {assignment}: write it as key=value, for example ppo.epochs=4")
         _assign(settings, key.split("."), _value(text), assignment)
     return settings
 

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "fairlead train --scenario chat-unequal --out runs/mine",
-    "fairlead train --scenario chat-equal,chat-unequal --out runs/both "
-    "--minutes 20 --set ppo.learning_rate=3e-4",
+    "fairlead train --scenario chat-equal,chat-unequal --out runs/both --minutes 20 --set ppo.epochs=4",
     "fairlead train --out runs/both --resume",
 )
 
@@ -42,8 +41,8 @@ def command(
         str | None,
         typer.Option(
             metavar="LOW,HIGH",
-            help="How busy the clusters are while training: each episode draws a load between these fractions "
-            "of capacity. Default: 0.5,0.95.",
+            help="How busy the clusters are while training: each episode draws a load between these "
+            "fractions of capacity. Default: 0.5,0.95.",
             show_default=False,
         ),
     ] = None,
@@ -94,9 +93,8 @@ def command(
     so far; hand it to `fairlead evaluate`), checkpoints, and logs for TensorBoard. Ctrl-C is safe: what was
     learned is saved, and --resume goes on from there.
     """
-    settings = read_settings(
-        config, [*(assignments or []), *_assignments(load, teacher, seed, minutes, iterations)]
-    )
+    short = _assignments(load, teacher, seed, minutes, iterations)
+    settings = read_settings(config, [*(assignments or []), *short])
     if resume and (scenario or settings or from_scratch):
         raise FairleadError(f"--resume goes on with the scenarios and settings in {out}: leave out the rest")
     if not resume and not scenario:
@@ -110,7 +108,12 @@ def _assignments(
     load: str | None, teacher: str | None, seed: int | None, minutes: float | None, iterations: int | None
 ) -> list[str]:
     """The options that are short for settings, as `--set` would have them."""
-    flags = {"teacher": teacher, "seed": seed, "minutes": minutes, "ppo.iterations": iterations}
+    flags: dict[str, Any] = {
+        "teacher": teacher,
+        "seed": seed,
+        "minutes": minutes,
+        "ppo.iterations": iterations,
+    }
     loads = load_list(load)
     if loads is not None:
         flags |= {"environment.load": [min(loads), max(loads)], "validation.loads": loads}
