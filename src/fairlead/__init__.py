@@ -4,6 +4,7 @@ The names below are the public interface. They are imported when first used, so 
 itself loads nothing heavy.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -41,3 +42,9 @@ def __getattr__(name: str) -> object:
 def __dir__() -> list[str]:
     """The public names, imported or not."""
     return sorted(set(globals()) | set(__all__))
+
+
+if "gymnasium" in sys.modules:
+    # Gymnasium is loaded already, so registering the environment costs nothing; otherwise
+    # `import fairlead.env` does it.
+    import_module("fairlead.env")

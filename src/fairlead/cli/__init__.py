@@ -7,6 +7,7 @@ that `fairlead --help` is instant.
 """
 
 import inspect
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -61,6 +62,9 @@ def root(
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run one command (`args` as after the program's name, default: the process's own) and exit."""
+    # Before Numba and torch load OpenMP: idle threads sleep. Spinning ones are hardly faster when the
+    # machine is otherwise idle, and ten times slower when it is not.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         typed = shlex.join(["fairlead", *(sys.argv[1:] if args is None else args)])  # results record it
         code = app(args=args, obj=typed, prog_name="fairlead", standalone_mode=False)

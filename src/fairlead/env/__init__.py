@@ -1,13 +1,16 @@
-"""Rewards and Gymnasium environments over the simulator."""
+"""Rewards and Gymnasium environments over the simulator.
 
+Importing this package makes `fairlead/Router-v0` known to Gymnasium:
 
-def register_envs() -> None:
-    """Make `fairlead/Router-v0` known to Gymnasium (its plug-in entry point calls this)."""
-    import gymnasium
+    import fairlead.env
+    env = gymnasium.make("fairlead/Router-v0", scenario="chat-unequal")
+"""
 
-    if "fairlead/Router-v0" not in gymnasium.registry:
-        gymnasium.register(
-            id="fairlead/Router-v0",
-            entry_point="fairlead.env.single:RouterEnv",
-            vector_entry_point="fairlead.env.vector:RouterVectorEnv",
-        )
+import gymnasium
+
+if "fairlead/Router-v0" not in gymnasium.registry:
+    gymnasium.register(
+        id="fairlead/Router-v0",
+        entry_point="fairlead.env.single:RouterEnv",
+        vector_entry_point="fairlead.env.vector:RouterVectorEnv",
+    )

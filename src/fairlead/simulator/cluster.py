@@ -21,6 +21,9 @@ from fairlead.simulator.state import State, clear, new_state
 from fairlead.view.schema import NUM_REPLICA_COLUMNS, NUM_REQUEST_COLUMNS, View
 from fairlead.workload.requests import Requests
 
+_WORTH_A_THREAD = 16
+"""Below this many clusters, a step is over before another thread has woken up."""
+
 
 class Clusters:
     """K clusters of R replicas; groups of `group` neighbouring clusters share fleet and arrivals."""
@@ -92,7 +95,8 @@ class Clusters:
 
     def observe(self) -> View:
         """Let everything up to the next arrival happen; the view of that moment (reused arrays)."""
-        observe_all(self.state, self.view.replicas, self.view.request)
+        advance = observe_all if self.K >= _WORTH_A_THREAD else observe_few
+        advance(self.state, self.view.replicas, self.view.request)
         return self.view
 
     def route(self, actions: npt.NDArray[np.int64]) -> None:
@@ -202,6 +206,13 @@ def observe_all(state: State, replicas: npt.NDArray[Any], request: npt.NDArray[A
     """`observe_one` for every cluster."""
     for index in prange(state.clusters.shape[0]):
         c = signed(index)
+        observe_one(state, c, replicas[c], request[c])
+
+
+@njit()
+def observe_few(state: State, replicas: npt.NDArray[Any], request: npt.NDArray[Any]) -> None:
+    """`observe_one` for every cluster, on one thread."""
+    for c in range(state.clusters.shape[0]):
         observe_one(state, c, replicas[c], request[c])
 
 

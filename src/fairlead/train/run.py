@@ -49,7 +49,7 @@ class Judge:
         if self.beat_heuristics_after_s is None and report.objective < 1.0:
             self.beat_heuristics_after_s = time.monotonic() - self._started
             self._say(
-                f"after {self.beat_heuristics_after_s:.0f} s the policy beats the best heuristic of each setting "
+                f"after {self.beat_heuristics_after_s:.0f} s the policy beats each setting's best heuristic "
                 f"by {100 * (1 - report.objective):.1f} % on average, in {100 * report.beaten:.0f} % of them"
             )
         return report.objective

@@ -1,0 +1,117 @@
+"""The features: finite, free of replica indices, alive in training, blind to the future."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fairlead.view
+from fairlead.env.vector import RouterVectorEnv
+from fairlead.evaluate.run import run
+from fairlead.policy.heuristics import Heuristic
+from fairlead.simulator.cluster import Clusters
+from fairlead.simulator.fleet import build_fleet
+from fairlead.view import schema
+from fairlead.view.features import FEATURES, NUM_FEATURES, features_batch
+from fairlead.view.preference import check_favor, weights
+from fairlead.view.schema import NUM_REPLICA_COLUMNS, NUM_REQUEST_COLUMNS, View
+from fairlead.workload.requests import Requests
+from fairlead.workload.scenario import generate, load_scenario
+
+DEMO = ("chat-equal", "chat-unequal")
+
+
+def test_names_and_columns_fit_together() -> None:
+    assert len(set(FEATURES)) == NUM_FEATURES
+    names = [column.name for column in schema.REPLICA_COLUMNS]
+    assert [names[getattr(schema, name.upper())] for name in names] == names
+    names = [column.name for column in schema.REQUEST_COLUMNS]
+    assert [names[getattr(schema, name.upper())] for name in names] == names
+
+
+def test_the_schema_hash_changes_with_the_features() -> None:
+    assert schema.schema_hash(FEATURES) != schema.schema_hash(FEATURES[1:])
+
+
+def test_features_do_not_know_replica_indices() -> None:
+    draw = np.random.default_rng(0)
+    view = View(
+        draw.uniform(0.1, 50, (5, 6, NUM_REPLICA_COLUMNS)), draw.uniform(1, 500, (5, NUM_REQUEST_COLUMNS))
+    )
+    order = draw.permutation(6)
+    plain = features_batch(view, 0.3)
+    permuted = features_batch(View(view.replicas[:, order], view.request), 0.3)
+    np.testing.assert_array_equal(plain[:, order], permuted)
+
+
+def test_pitfall_12_every_feature_varies_in_training() -> None:
+    """Constant inputs teach nothing; the request's own size and the remaining work are among them."""
+    env = RouterVectorEnv([load_scenario(name) for name in DEMO], num_envs=16, group=4, favor=(0.0, 1.0))
+    observation, _ = env.reset(seed=1)
+    draw = np.random.default_rng(0)
+    seen = [observation]
+    for _ in range(300):
+        observation, *_ = env.step(draw.integers(0, 4, 16))
+        seen.append(observation)
+    spread = np.concatenate(seen).reshape(-1, NUM_FEATURES).std(0)
+    constant = [name for name, s in zip(FEATURES, spread, strict=True) if s < 1e-3]
+    assert constant == []
+    assert {"prompt_tokens", "expected_remaining_tokens"} <= set(FEATURES)
+
+
+def test_pitfall_13_the_view_has_no_true_output_length() -> None:
+    names = [c.name for c in (*schema.REPLICA_COLUMNS, *schema.REQUEST_COLUMNS)]
+    assert [n for n in names if "output" in n] == ["expected_output_tokens"]
+    for source in Path(fairlead.view.__file__).parent.glob("*.py"):
+        assert not re.search(r"\boutput_tokens\b", source.read_text().replace("expected_output_tokens", ""))
+
+
+@pytest.mark.parametrize("router", ["least_work", "least_kv", "weighted_lor"])
+def test_pitfall_13_decisions_do_not_depend_on_lengths_not_seen_yet(router: str) -> None:
+    """Two worlds with the same arrivals and other outputs look alike until the first request finishes."""
+    scenario = load_scenario("chat-equal")
+    first = generate(scenario, requests=200, rate=20.0, seed=0, split="evaluate")
+    outputs = np.random.default_rng(1).permutation(first.output_tokens) + 40
+    worlds = [
+        Requests(first.arrival_s, first.prompt_tokens, first.output_tokens + 40),
+        Requests(first.arrival_s, first.prompt_tokens, outputs),
+    ]
+    views, ends = [], []
+    for world in worlds:
+        clusters = Clusters([build_fleet(scenario)], [world])
+        policy = Heuristic(router)
+        seen = []
+        for _ in range(200):
+            view = clusters.observe()
+            seen.append(np.concatenate([view.replicas[0].ravel(), view.request[0]]))
+            clusters.route(policy.route(view))
+        clusters.drain()
+        views.append(np.array(seen))
+        ends.append(clusters.outcomes(0).finish_s.min())
+    before = int(np.searchsorted(first.arrival_s, min(ends)))
+    assert before > 10
+    np.testing.assert_array_equal(views[0][:before], views[1][:before])
+    assert (views[0] != views[1]).any()
+
+
+def test_the_dial() -> None:
+    assert weights(0.0) == (0.5, 1.0)
+    assert weights(1.0) == pytest.approx((50.0, 1.0))
+    for bad in (-0.1, 1.1, float("nan")):
+        with pytest.raises(Exception, match=r"not in \[0, 1\]"):
+            check_favor(bad)
+
+
+def test_pitfall_01_there_is_headroom_in_the_demo() -> None:
+    """Routing matters there: the best heuristic is well ahead of round robin."""
+    for name, least in (("chat-equal", 1.02), ("chat-unequal", 1.5)):
+        scenario = load_scenario(name)
+        fleet = build_fleet(scenario)
+        wanted = [generate(scenario, requests=1500, rate=13.0, seed=s, split="evaluate") for s in range(4)]
+        mean = {}
+        for router in ("round_robin", "least_prefill", "weighted_lor"):
+            clusters = Clusters([fleet] * 4, wanted)
+            run(clusters, Heuristic(router))
+            mean[router] = np.mean([clusters.outcomes(c).e2e_s.mean() for c in range(4)])
+        assert mean["round_robin"] > least * min(mean["least_prefill"], mean["weighted_lor"])
