@@ -29,8 +29,8 @@ _KEEP_S = 14 * 24 * 3600.0
 
 
 @cache
-def cache_directory() -> Path:
-    """Where this version's compiled code is kept."""
+def source_digest() -> str:
+    """16 hex digits that change with the simulator, the view and everything else that is compiled."""
     package = Path(__file__).parent
     digest = hashlib.sha256(numba.__version__.encode())
     for source in sorted(package.rglob("*.py")):
@@ -39,7 +39,12 @@ def cache_directory() -> Path:
         if source.parent.name in ("view", "simulator") or b"njit" in content:
             digest.update(source.relative_to(package).as_posix().encode())
             digest.update(content)
-    return Path(platformdirs.user_cache_dir("fairlead")) / "compiled" / digest.hexdigest()[:16]
+    return digest.hexdigest()[:16]
+
+
+def cache_directory() -> Path:
+    """Where this version's compiled code is kept."""
+    return Path(platformdirs.user_cache_dir("fairlead")) / "compiled" / source_digest()
 
 
 def is_cached() -> bool:

@@ -37,7 +37,7 @@ def test_gymnasium_makes_the_native_vector_environment() -> None:
 def test_dimensions_come_from_scenario_and_schema(scenario: str, replicas: int) -> None:
     env = RouterEnv(scenario, load=0.6, episode_requests=20)
     assert env.observation_space.shape == (replicas, NUM_FEATURES)
-    assert env.action_space.n == replicas
+    assert env.action_space == gymnasium.spaces.Discrete(replicas)
     observation, _ = env.reset(seed=0)
     assert env.observation_space.contains(observation)
 
@@ -164,7 +164,7 @@ def test_teacher_costs_know_who_is_fast() -> None:
         ({"scenarios": [DEMO[0], load_scenario("chat-8")]}, "cannot be stepped together"),
     ],
 )
-def test_settings_that_do_not_fit_are_errors(changes: dict, message: str) -> None:
+def test_settings_that_do_not_fit_are_errors(changes: dict[str, object], message: str) -> None:
     with pytest.raises(FairleadError, match=message):
         small(**changes)
 

@@ -64,7 +64,7 @@ def test_compiled_and_stepped_runs_agree() -> None:
             clusters = Clusters([build_fleet(EQUAL)] * 3, wanted)
             run(clusters, router, seed=2)
             finishes.append(clusters.state.requests["finish"].copy())
-        np.testing.assert_array_equal(*finishes)
+        np.testing.assert_array_equal(finishes[0], finishes[1])
 
 
 def test_pitfall_25_evaluation_does_not_explore() -> None:
@@ -79,7 +79,7 @@ def test_pitfall_25_evaluation_does_not_explore() -> None:
         )
         run(clusters, NetworkRouter(network), seed=seed)
         actions.append(clusters.outcomes(0).replica)
-    np.testing.assert_array_equal(*actions)
+    np.testing.assert_array_equal(actions[0], actions[1])
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:

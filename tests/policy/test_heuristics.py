@@ -11,13 +11,13 @@ from fairlead.view import schema
 from fairlead.view.schema import View
 
 
-def view(clusters: int = 1, **columns: list[float]) -> View:
+def view(*, clusters: int = 1, columns: dict[str, list[float]] | None = None) -> View:
     """A view of 3 replicas in which everything is equal but the columns given."""
     replicas = np.ones((clusters, 3, schema.NUM_REPLICA_COLUMNS))
     replicas[:, :, schema.PREFILL_TOKENS_PER_S] = 10_000
     replicas[:, :, schema.DECODE_ITERATION_S] = 0.01
     replicas[:, :, schema.KV_CAPACITY_TOKENS] = 400_000
-    for name, values in columns.items():
+    for name, values in (columns or {}).items():
         replicas[:, :, getattr(schema, name.upper())] = values
     request = np.zeros((clusters, schema.NUM_REQUEST_COLUMNS))
     request[:, schema.PROMPT_TOKENS] = 500
@@ -55,7 +55,7 @@ def choices(name: str, seen: View) -> set[int]:
     ],
 )
 def test_rule(name: str, columns: dict[str, list[float]], expected: set[int]) -> None:
-    assert choices(name, view(**columns)) == expected
+    assert choices(name, view(columns=columns)) == expected
 
 
 def test_round_robin_takes_turns() -> None:
@@ -67,7 +67,10 @@ def test_random_is_uniform_and_ties_are_fair() -> None:
     for name in ("random", "lor", "p2c"):
         router = Heuristic(name)
         router.reset(1000, 3, seed=4)
-        shares = np.bincount(np.concatenate([router.route(view(1000)) for _ in range(9)]), minlength=3) / 9000
+        shares = (
+            np.bincount(np.concatenate([router.route(view(clusters=1000)) for _ in range(9)]), minlength=3)
+            / 9000
+        )
         assert shares == pytest.approx([1 / 3] * 3, abs=0.02)
 
 
@@ -76,7 +79,7 @@ def test_reset_repeats_the_run() -> None:
     runs = []
     for seed in (1, 1, 2):
         router.reset(4, 3, seed)
-        runs.append(np.array([router.route(view(4)) for _ in range(20)]))
+        runs.append(np.array([router.route(view(clusters=4)) for _ in range(20)]))
     np.testing.assert_array_equal(runs[0], runs[1])
     assert (runs[0] != runs[2]).any()
 

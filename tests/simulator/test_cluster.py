@@ -61,7 +61,10 @@ def test_conservation_at_every_decision() -> None:
 
 def test_a_request_that_never_fits_is_an_error() -> None:
     with pytest.raises(FairleadError, match=r"request 1 needs 9000009 tokens .* but a replica holds"):
-        Clusters([build_fleet(SCENARIO)], [Requests([0.0, 1.0], [5, 9_000_000], [5, 10])])
+        Clusters(
+            [build_fleet(SCENARIO)],
+            [Requests(np.array([0.0, 1.0]), np.array([5, 9_000_000]), np.array([5, 10]))],
+        )
 
 
 @pytest.mark.parametrize("actions", [[4], [-1], [0, 1]])

@@ -30,7 +30,9 @@ def arrivals(seed: int, count: int, rate: float, *, exponential: bool) -> Reques
     prompts = (
         np.maximum(1, draw.exponential(TOKENS, count).round()) if exponential else np.full(count, TOKENS)
     )
-    return Requests(np.cumsum(draw.exponential(1 / rate, count)), prompts, np.ones(count))
+    return Requests(
+        np.cumsum(draw.exponential(1 / rate, count)), prompts.astype(np.int64), np.ones(count, np.int64)
+    )
 
 
 def sojourn_s(router: str, count: int, load: float, *, exponential: bool = True) -> np.ndarray:
@@ -110,7 +112,7 @@ def test_littles_law() -> None:
 
 def test_a_busy_server_never_idles() -> None:
     """Work conservation: one replica that never runs dry finishes when its work is done."""
-    wanted = Requests(np.zeros(500), np.arange(1, 501), np.ones(500))
+    wanted = Requests(np.zeros(500), np.arange(1, 501), np.ones(500, np.int64))
     clusters = Clusters([servers(1)], [wanted])
     run(clusters, Heuristic("lor"))
     assert clusters.outcomes(0).finish_s.max() == pytest.approx(wanted.prompt_tokens.sum() / TOKENS)

@@ -10,9 +10,10 @@ if TYPE_CHECKING:
 
 def announce_compilation() -> None:
     """Say so if Numba has nothing in its cache yet and will compile the simulator."""
-    from fairlead.compiled import is_cached
+    from fairlead.compiled import is_cached, remove_old_caches
 
     if not is_cached():
+        remove_old_caches()
         say("compiling the simulator (only the first time; about a minute) ...")
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fairlead.cli.first_run import announce_compilation, capacity
 from fairlead.cli.options import load_list, read_settings, scenario_list
 from fairlead.cli.output import ProgressBar, on_interrupt, say
 from fairlead.errors import FairleadError
@@ -147,6 +148,9 @@ def _train(config: "TrainConfig", scenarios: "list[Scenario]", out: Path, resume
         ) from None
     again = f"what was learned is saved; go on with: fairlead train --out {out} --resume"
     with on_interrupt(lambda: again), ProgressBar() as progress:
+        announce_compilation()
+        for scenario in scenarios:
+            capacity(scenario)
         try:
             train(config, scenarios, out, resume, progress, progress.say)
         except TrainingInterrupted:

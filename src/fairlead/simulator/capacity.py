@@ -7,12 +7,12 @@ so it depends on no router.
 
 import json
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import platformdirs
 
+from fairlead import compiled
 from fairlead.errors import FairleadError
 from fairlead.simulator.cluster import Clusters
 from fairlead.simulator.fleet import Fleet, build_fleet
@@ -44,7 +44,8 @@ def capacity_rps(scenario: Scenario, *, measuring: Callable[[], None] | None = N
     Raises:
         FairleadError: if the scenario cannot be built.
     """
-    key = f"{version('fairlead')}-{scenario.hash({'model', 'replicas', 'engine', 'workload'})}"
+    # Another simulator is another capacity: the key covers its source too.
+    key = f"{compiled.source_digest()}-{scenario.hash({'model', 'replicas', 'engine', 'workload'})}"
     if key in _memory:
         return _memory[key]
     path = cache_directory() / f"{key}.json"

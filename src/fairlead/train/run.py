@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fairlead import compiled
 from fairlead.env.vector import RouterVectorEnv
 from fairlead.errors import FairleadError
 from fairlead.policy.heuristics import Heuristic
 from fairlead.policy.network import NetworkRouter
-from fairlead.simulator.capacity import capacity_rps
 from fairlead.train import imitation, trainer
 from fairlead.train.config import TrainConfig
 from fairlead.train.imitation import Teacher
@@ -81,10 +79,6 @@ def train(
         config, scenarios = saved_run(out)
     else:
         trainer.check_free(out)
-    if not compiled.is_cached():
-        say("compiling the simulator (about a minute, only the first time) ...")
-    for scenario in scenarios:
-        capacity_rps(scenario, measuring=lambda: say("measuring the capacity of the clusters ..."))
     teacher = None if config.imitation is None else make_teacher(config.teacher)
     validation = Validation(scenarios, config.validation.loads, config.validation_favors)
     judge = Judge(validation, say)
