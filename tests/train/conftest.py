@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -97,7 +97,7 @@ def toy() -> SimpleNamespace:
     )
 
 
-def toy_config(**ppo: Any) -> TrainConfig:
+def toy_config(critic: Literal["shared", "decoupled"] = "shared", **ppo: Any) -> TrainConfig:
     """A run on the queues that takes a second or two."""
     settings: dict[str, Any] = {
         "iterations": 4,
@@ -112,7 +112,7 @@ def toy_config(**ppo: Any) -> TrainConfig:
     return TrainConfig(
         seed=1,
         threads=1,
-        network=NetworkConfig(hidden=16, attention=8),
+        network=NetworkConfig(hidden=16, attention=8, critic=critic),
         ppo=PPOConfig(**(settings | ppo)),
         imitation=ImitationConfig(rounds=2, steps=20, teacher_steps=20, epochs=3, minibatch=64),
         evaluate_every=2,

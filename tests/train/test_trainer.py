@@ -151,11 +151,12 @@ def test_the_best_weights_are_kept_not_the_last(go, toy, tmp_path):
         assert np.allclose(logits, exported.logits(observation), atol=1e-5) == expected
 
 
-def test_critic_warm_up_leaves_the_policy_alone(go, toy, tmp_path):
-    config = toy.config(iterations=0, critic_warmup_iterations=2)
+@pytest.mark.parametrize("critic", ["shared", "decoupled"])
+def test_critic_warm_up_leaves_the_policy_alone(go, toy, tmp_path, critic):
+    config = toy.config(critic, iterations=0, critic_warmup_iterations=2)
     result = go(tmp_path / "run", config, evaluate=toy.evaluate)
     saved = comparable(tmp_path / "run", config)
-    actor = {name for name in saved["network"] if not name.startswith("value_head")}
+    actor = {name for name in saved["network"] if name.startswith(("trunk", "score_head"))}
     assert all(torch.equal(saved["best"]["weights"][name], saved["network"][name]) for name in actor)
     critic = set(saved["network"]) - actor
     assert not any(torch.equal(saved["best"]["weights"][name], saved["network"][name]) for name in critic)
