@@ -168,8 +168,10 @@ class Borrowed:
         self.policy = policy
 
     def __call__(self, observation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        distribution = self.policy.get_distribution(observation)
-        return distribution.distribution.logits, self.value(observation)
+        return self.logits(observation), self.value(observation)
+
+    def logits(self, observation: torch.Tensor) -> torch.Tensor:
+        return self.policy.get_distribution(observation).distribution.logits  # type: ignore[no-any-return]
 
     def value(self, observation: torch.Tensor) -> torch.Tensor:
         return self.policy.predict_values(observation).squeeze(-1)  # type: ignore[no-any-return]
@@ -243,7 +245,10 @@ class Perceptrons(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, observation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.actor(observation), self.value(observation)
+        return self.logits(observation), self.value(observation)
+
+    def logits(self, observation: torch.Tensor) -> torch.Tensor:
+        return self.actor(observation)  # type: ignore[no-any-return]
 
     def value(self, observation: torch.Tensor) -> torch.Tensor:
         return self.critic(observation).squeeze(-1)  # type: ignore[no-any-return]
