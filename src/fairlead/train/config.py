@@ -30,7 +30,7 @@ class PPOConfig(Section):
 
     iterations: Annotated[int, Field(ge=0)] = 60
     """Rounds of rollout and update, after the critic's warm-up."""
-    critic_warmup_iterations: Annotated[int, Field(ge=0)] = 5
+    critic_warmup_iterations: Annotated[int, Field(ge=0)] = 4
     """Iterations at the start that fit the critic only: after imitation the actor is good, it is not."""
     rollout_steps: Count = 256
     """Decisions per cluster and iteration. More: less noise and less bias, fewer updates."""
@@ -39,12 +39,12 @@ class PPOConfig(Section):
     than the clusters take to fill."""
     horizon_s: Positive = 30.0
     """Seconds of simulated time after which a reward counts for 1/e: longer than a request lives."""
-    gae_lambda: Share = 0.99
+    gae_lambda: Share = 0.995
     """GAE's lambda per decision. Towards 1: less trust in the critic, more noise (which the group baseline
     takes away for the most part)."""
     epochs: Count = 2
     """Passes over each rollout."""
-    minibatch: Count = 4096
+    minibatch: Count = 8192
     """Decisions per gradient step."""
     clip: Positive = 0.2
     """The probability ratio is clipped to [1 - clip, 1 + clip]."""
@@ -54,7 +54,7 @@ class PPOConfig(Section):
     """Weight of the value loss."""
     entropy_coefficient: Schedule = Constant(value=0.0)
     """Weight of the entropy bonus. None is needed after imitation, which leaves near-ties undecided."""
-    actor_learning_rate: Schedule = Linear(start=2e-4, end=2e-5)
+    actor_learning_rate: Schedule = Linear(start=5e-4, end=5e-5)
     """Adam's step for whatever the decision depends on. Low, because imitation comes first."""
     critic_learning_rate: Schedule = Linear(start=2e-3, end=2e-4)
     """Adam's step for what only the value depends on."""
@@ -88,19 +88,19 @@ class PPOConfig(Section):
 class ImitationConfig(Section):
     """DAgger (Ross et al. 2011, arXiv:1011.0686): the student drives, the teacher says what was best."""
 
-    rounds: Count = 8
+    rounds: Count = 6
     """Rounds of driving and fitting. In the first the teacher drives, afterwards the student."""
-    steps: Count = 768
+    steps: Count = 512
     """Decisions per cluster and round when the student drives."""
-    teacher_steps: Count = 768
+    teacher_steps: Count = 512
     """Decisions per cluster in the first round; every one is labelled."""
     label_every: Count = 1
     """Ask the teacher at every n-th decision when the student drives: neighbours are alike, teachers slow."""
-    epochs: Count = 15
+    epochs: Count = 6
     """Passes over all demonstrations so far, per round."""
-    minibatch: Count = 1024
+    minibatch: Count = 2048
     """Demonstrations per gradient step."""
-    learning_rate: Schedule = Exponential(start=1e-3, end=2e-4)
+    learning_rate: Schedule = Exponential(start=2e-3, end=3e-4)
     """Adam's step; progress runs over all rounds."""
     entropy_coefficient: Annotated[float, Field(ge=0)] = 0.01
     """Weight of the entropy bonus: keeps near-ties undecided for PPO to settle."""
