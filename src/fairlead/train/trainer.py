@@ -308,7 +308,9 @@ def _improve(run: Run, state: TrainState, env: Env) -> None:
             state.decisions += rollout.actions.size
             elapsed = time.perf_counter() - started
             state.seconds = seconds + elapsed
-            due = state.iteration % config.evaluate_every == 0 or state.iteration == total
+            out_of_time = config.minutes is not None and state.seconds > 60 * config.minutes
+            last = state.iteration == total or out_of_time
+            due = state.iteration % config.evaluate_every == 0 or last
             objective = run.judge(state) if due and knobs.train_actor else float("nan")
             settings = {name: value for name, value in knobs._asdict().items() if name != "train_actor"}
             row = {
@@ -323,9 +325,9 @@ def _improve(run: Run, state: TrainState, env: Env) -> None:
             }
             state.seconds = seconds + time.perf_counter() - started
             tracker.write(row)
-            if state.iteration % config.checkpoint_every == 0 or state.iteration == total:
+            if state.iteration % config.checkpoint_every == 0 or last:
                 run.save(state)
             stage = "ppo" if knobs.train_actor else "critic warm-up"
             run.on_progress(Progress(stage, state.iteration, total, row))
-            if config.minutes is not None and state.seconds > 60 * config.minutes:
+            if out_of_time:
                 return
