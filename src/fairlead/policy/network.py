@@ -1,7 +1,7 @@
 """The policy network: one score per replica, the same weights for any number of replicas.
 
 A two-layer encoder shared by all replicas (27 -> 64 -> 64 by default), one single-head self-attention
-layer across the replicas with a residual, a score per replica, and a value from the pooled embeddings.
+layer across the replicas with a residual, and a score per replica. The critic has an encoder of its own.
 Nothing depends on a replica's index: permuting the replicas permutes the scores and leaves the value.
 
 About 100 kFLOP forward per decision at 4 replicas. The attention is written as plain matrix products:
@@ -75,6 +75,29 @@ class Head(nn.Module):
         return output
 
 
+class Critic(nn.Module):
+    """A value of its own: (B, R, F) -> (B,).
+
+    Each replica is encoded alike and the embeddings are pooled by mean and maximum. A value sums up the
+    cluster; it need not compare replicas with each other, so there is no attention, which is what costs most.
+    """
+
+    def __init__(self, features: int, hidden: int, generator: torch.Generator) -> None:
+        """`hidden` is the width of the embeddings."""
+        super().__init__()
+        self.encoder_1 = nn.Linear(features, hidden)
+        self.encoder_2 = nn.Linear(hidden, hidden)
+        self.head = Head(2 * hidden, 1.0, generator)
+        _orthogonal(self.encoder_1, math.sqrt(2), generator)
+        _orthogonal(self.encoder_2, math.sqrt(2), generator)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Encode, pool, judge."""
+        embedding = torch.relu(self.encoder_2(torch.relu(self.encoder_1(observation))))
+        value: Tensor = self.head(torch.cat([embedding.mean(1), embedding.amax(1)], -1))
+        return value
+
+
 class RouterNetwork(nn.Module):
     """Actor and critic.
 
@@ -97,8 +120,8 @@ class RouterNetwork(nn.Module):
             features: F, the size of a replica's feature vector.
             hidden: width of the embeddings; the heads are half as wide.
             attention: width of query, key and value in the attention layer.
-            critic: `shared` puts the value head on the actor's embeddings; `decoupled` gives the critic a
-                trunk of its own (twice the cost).
+            critic: `shared` puts a value head on the actor's embeddings; `decoupled` gives the critic an
+                encoder of its own.
             seed: of the initial weights.
         """
         super().__init__()
@@ -106,14 +129,14 @@ class RouterNetwork(nn.Module):
         self.features = features
         self.trunk = Trunk(features, hidden, attention, generator)
         self.score_head = Head(hidden, 0.0, generator)
-        self.critic_trunk = Trunk(features, hidden, attention, generator) if critic == "decoupled" else None
-        self.value_head = Head(hidden, 1.0, generator)
+        # Only one of the two exists.
+        self.value_head = Head(hidden, 1.0, generator) if critic == "shared" else None
+        self.critic = Critic(features, hidden, generator) if critic == "decoupled" else None
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         """(B, R, F) float32 -> logits (B, R) and value (B,)."""
         embedding = self.trunk(observation)
-        critic = embedding if self.critic_trunk is None else self.critic_trunk(observation)
-        return self.score_head(embedding), self.value_head(critic.mean(1))
+        return self.score_head(embedding), self._value(observation, embedding)
 
     def logits(self, observation: Tensor) -> Tensor:
         """(B, R, F) -> (B, R): the actor alone."""
@@ -122,8 +145,15 @@ class RouterNetwork(nn.Module):
 
     def value(self, observation: Tensor) -> Tensor:
         """(B, R, F) -> (B,): the critic alone."""
-        trunk = self.trunk if self.critic_trunk is None else self.critic_trunk
-        value: Tensor = self.value_head(trunk(observation).mean(1))
+        return self._value(observation, None if self.value_head is None else self.trunk(observation))
+
+    def _value(self, observation: Tensor, embedding: Tensor | None) -> Tensor:
+        value: Tensor
+        if self.critic is not None:
+            value = self.critic(observation)
+        else:
+            assert self.value_head is not None and embedding is not None
+            value = self.value_head(embedding.mean(1))
         return value
 
     def actor_parameters(self) -> Iterator[nn.Parameter]:
@@ -133,9 +163,9 @@ class RouterNetwork(nn.Module):
 
     def critic_parameters(self) -> Iterator[nn.Parameter]:
         """What only the value depends on."""
-        if self.critic_trunk is not None:
-            yield from self.critic_trunk.parameters()
-        yield from self.value_head.parameters()
+        for part in (self.critic, self.value_head):
+            if part is not None:
+                yield from part.parameters()
 
 
 class NetworkRouter:

@@ -21,8 +21,8 @@ class NetworkConfig(Section):
     attention: Count = 16
     """Width of query, key and value in the attention across replicas."""
     critic: Literal["shared", "decoupled"] = "decoupled"
-    """`decoupled`: a critic with an encoder of its own, 1.7 times the work per decision; `shared`: a value
-    head on the actor's embeddings, where after imitation the value loss spoils what they have learnt."""
+    """`decoupled`: a critic with an encoder of its own; `shared`: a value head on the actor's embeddings.
+    After imitation the value loss spoils what shared embeddings have learnt."""
 
 
 class PPOConfig(Section):
