@@ -181,9 +181,11 @@ def verdicts(summary: dict[str, Any]) -> list[str]:
         for m in ("e2e_mean_s", "ttft_mean_s"):
             name, best = min(((n, h[m]) for n, h in cell["heuristics"].items()), key=lambda item: item[1])
             mean, low, high = values[m]
-            word = "better" if high < best else "worse" if low > best else "not distinguishable"
+            word = (
+                "better than" if high < best else "worse than" if low > best else "not distinguishable from"
+            )
             parts.append(
-                f"{METRICS[m]} {word} than the best heuristic there ({name}): {relative(mean, best)} "
+                f"{METRICS[m]} {word} the best heuristic there ({name}): {relative(mean, best)} "
                 f"[{relative(low, best)}, {relative(high, best)}]"
             )
         rival = min(cell["heuristics"], key=lambda n: cell["heuristics"][n]["e2e_mean_s"])
