@@ -191,7 +191,7 @@ class Lookahead:
 
     The costs come from a forecast that whoever runs the router supplies (`simulator.forecast`): they
     need more than the view's columns, namely every request in flight. It uses only what a router may
-    know, but costs a thousand times a learned policy's decision: it is the teacher and the bar.
+    know, at a cost that grows with the number of requests in flight: it is the teacher and the bar.
     """
 
     name = "lookahead"

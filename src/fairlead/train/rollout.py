@@ -12,6 +12,7 @@ from fairlead.errors import FairleadError
 from fairlead.train.exploration import behaviour_log_probs, sample
 from fairlead.train.losses import chosen
 from fairlead.train.profiler import Profiler
+from fairlead.train.threads import ACTING, torch_threads
 
 VALUES_AT_ONCE = 4096
 """Decisions per call of the critic: enough to be efficient, few enough to stay in the cache."""
@@ -107,7 +108,7 @@ def collect(
     """
     clusters = env.num_envs
     uniforms = torch.from_numpy(random.random((len(rollout), clusters), np.float32))
-    with torch.inference_mode():
+    with torch.inference_mode(), torch_threads(ACTING):
         for t in range(len(rollout)):
             with profiler.phase("copy"):
                 rollout.observations[t] = observation
@@ -128,13 +129,13 @@ def collect(
                 with profiler.phase("forward"):
                     final = network.value(torch.from_numpy(np.asarray(info["final_obs"], np.float32)))
                     rollout.next_values[t] = np.where(terminated, 0.0, final.numpy())
-        with profiler.phase("forward"):
-            # Nobody needs values during the rollout; many at once cost half as much as few at a time.
-            observed = torch.from_numpy(rollout.observations)
-            for start in range(0, len(rollout), rows := max(1, VALUES_AT_ONCE // clusters)):
-                part = observed[start : start + rows]
-                rollout.values[start : start + rows] = network.value(part.flatten(0, 1)).view(-1, clusters)
-            last = network.value(torch.from_numpy(np.asarray(observation, np.float32))).numpy()
+    with torch.inference_mode(), profiler.phase("forward"):
+        # Nobody needs values during the rollout; many at once cost half as much as few at a time.
+        observed = torch.from_numpy(rollout.observations)
+        for start in range(0, len(rollout), rows := max(1, VALUES_AT_ONCE // clusters)):
+            part = observed[start : start + rows]
+            rollout.values[start : start + rows] = network.value(part.flatten(0, 1)).view(-1, clusters)
+        last = network.value(torch.from_numpy(np.asarray(observation, np.float32))).numpy()
     following = np.concatenate([rollout.values[1:], last[None]])
     rollout.next_values = np.where(rollout.ends, rollout.next_values, following)
     _check_finite(rollout)

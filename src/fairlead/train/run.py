@@ -82,8 +82,8 @@ def train(
     sizes = sorted({scenario.num_replicas for scenario in scenarios})
     if len(sizes) > 1:
         raise FairleadError(
-            f"scenarios with {' and '.join(map(str, sizes))} replicas cannot be trained on together: name those "
-            "of one size (the policy runs on any)"
+            f"scenarios with {' and '.join(map(str, sizes))} replicas cannot be trained on together: name "
+            "those of one size (the policy runs on any)"
         )
     teacher = None if config.imitation is None else make_teacher(config.teacher)
     validation = Validation(scenarios, config.validation.loads, config.validation_favors)

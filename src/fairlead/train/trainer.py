@@ -27,6 +27,7 @@ from fairlead.train.state import (
     fresh,
     restore,
 )
+from fairlead.train.threads import ACTING, torch_threads
 from fairlead.train.tracking import Progress, Tracker
 from fairlead.view.features import FEATURES
 
@@ -97,7 +98,7 @@ class Run:
         if self.evaluate is None:
             return float("nan")
         self.on_progress(Progress("evaluation", state.iteration, self.config.ppo.total_iterations, {}))
-        with state.profiler.phase("evaluate"):
+        with state.profiler.phase("evaluate"), torch_threads(ACTING):
             objective = float(self.evaluate(NetworkRouter(state.network)))
         if objective != objective:
             raise FairleadError(f"the evaluation after iteration {state.iteration} gave NaN")
@@ -163,10 +164,8 @@ def train(
         TrainingInterrupted: on Ctrl-C; the checkpoint is complete.
     """
     run = Run(config, directory, evaluate, on_progress, features, extra_files or {})
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
     state: TrainState | None = None
-    with torch.random.fork_rng(devices=[]):
+    with torch_threads(config.threads), torch.random.fork_rng(devices=[]):
         try:
             state = _begin(run, resume)
             if config.imitation is not None and state.imitation_round < config.imitation.rounds:
@@ -176,8 +175,6 @@ def train(
             raise TrainingInterrupted(
                 f"interrupted; the run can be resumed from {directory / 'checkpoint.pt'}"
             ) from None
-        finally:
-            torch.set_num_threads(threads)
     best = state.best
     return TrainResult(
         policy=directory / "policy.onnx" if best else run.export(state),
