@@ -266,14 +266,21 @@ def picture(summary: dict[str, Any], path: Path) -> None:
     for axis, key in zip(axes, shown, strict=True):
         cell = cells[key]
         least = {m: min(h[m] for h in cell["heuristics"].values()) for m in METRICS}
+        labels: dict[tuple[float, float], list[str]] = {}
         for name, values in cell["heuristics"].items():
             x, y = values["e2e_mean_s"], values["ttft_mean_s"]
             if x > 1.4 * least["e2e_mean_s"] or y > 2.2 * least["ttft_mean_s"]:
                 continue  # random and round robin would squeeze everything else into a corner
             axis.plot(x, y, "o", color="#777777")
+            # Points that lie on each other share a label.
+            near = [p for p in labels if abs(p[0] / x - 1) < 0.02 and abs(p[1] / y - 1) < 0.02]
+            labels.setdefault(near[0] if near else (x, y), []).append(name)
+        for point, names in labels.items():
+            text = ", ".join(names)
             axis.annotate(
-                name, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8, color="#444444"
+                text, point, xytext=(-3, 7), textcoords="offset points", fontsize=8, color="#444444"
             )
+        axis.margins(x=0.14)
         look = [cell["lookahead"][dial] for dial in DIALS]
         warm = [cell["warm"][dial] for dial in DIALS]
         axis.plot(
