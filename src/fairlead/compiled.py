@@ -17,6 +17,8 @@ import numba
 import numpy as np
 import platformdirs
 
+from fairlead.errors import FairleadError
+
 prange = numba.prange
 
 signed: Any = np.int64
@@ -47,6 +49,18 @@ def cache_directory() -> Path:
     return Path(platformdirs.user_cache_dir("fairlead")) / "compiled" / source_digest()
 
 
+@cache
+def _made_cache_directory() -> str:
+    try:
+        cache_directory().mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FairleadError(
+            f"compiled code cannot be kept in {cache_directory()} ({error.strerror}): set XDG_CACHE_HOME to "
+            "a directory that can be written to"
+        ) from None
+    return str(cache_directory())
+
+
 def is_cached() -> bool:
     """Whether anything was compiled by this version before: otherwise the first run will take a minute."""
     return any(cache_directory().rglob("*.nbi"))
@@ -65,7 +79,7 @@ def njit(*, parallel: bool = False) -> Callable[[F], F]:
     def decorate(function: F) -> F:
         settings: Any = numba.config
         before = settings.CACHE_DIR
-        settings.CACHE_DIR = str(cache_directory())
+        settings.CACHE_DIR = _made_cache_directory()
         try:
             compiled: Any = numba.njit(cache=True, parallel=parallel)(function)
         finally:
