@@ -69,7 +69,8 @@ def test_pitfall_02_no_shipped_scenario_makes_all_requests_alike():
 
 def test_pitfall_04_training_and_evaluation_never_share_a_stream():
     scenario = load_scenario("chat-equal")
-    runs = [run(scenario, seed=seed, split=split) for seed in range(5) for split in ("train", "evaluate")]
+    splits = ("train", "validate", "evaluate")
+    runs = [run(scenario, seed=seed, split=split) for seed in range(5) for split in splits]
     for index, left in enumerate(runs):
         for right in runs[:index]:
             assert not np.intersect1d(left.arrival_s, right.arrival_s).size
@@ -119,7 +120,7 @@ def test_max_tokens_stops_outputs_and_touches_nothing_else():
         ({"rate": float("nan")}, "rate = nan requests/s"),
         ({"rate": float("inf")}, "rate = inf requests/s"),
         ({"seed": -1}, "seed = -1; it must not be negative"),
-        ({"split": "test"}, "unknown split 'test'; known: train, evaluate"),
+        ({"split": "test"}, "unknown split 'test'; known: train, validate, evaluate"),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments: dict[str, Any], message: str):
