@@ -47,7 +47,14 @@ def enqueue(state: State, k: int, c: int, i: int) -> None:
     request = state.requests[c, i]
     if not replica.busy and replica.running + replica.waiting == 0:
         replica.clock = request.arrival
-    request.next_waiting = NONE
+    push_waiting(state, k, c, i)
+
+
+@njit()
+def push_waiting(state: State, k: int, c: int, i: int) -> None:
+    """Put request `i` at the end of replica `k`'s waiting queue."""
+    replica = state.replicas[k]
+    state.requests[c, i].next_waiting = NONE
     if replica.waiting == 0:
         replica.waiting_head = i
     else:

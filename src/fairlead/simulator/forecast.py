@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from fairlead.compiled import njit, prange, signed
 from fairlead.simulator import engine, ledger
-from fairlead.simulator.state import NEVER, NONE, State, new_state
+from fairlead.simulator.state import NEVER, State, new_state
 
 NO_SCRATCH = new_state(1, 1, 1, 1, 1)
 """For those who make no forecast."""
@@ -55,13 +55,7 @@ def _add_request(scratch: State, c: int, i: int, prompt: int, streamed: int, rem
         return
     if streamed > 0:
         replica.interrupted += 1
-    request.next_waiting = NONE
-    if replica.waiting == 0:
-        replica.waiting_head = i
-    else:
-        scratch.requests[c, replica.waiting_tail].next_waiting = i
-    replica.waiting_tail = i
-    replica.waiting += 1
+    engine.push_waiting(scratch, c, c, i)
 
 
 @njit()
