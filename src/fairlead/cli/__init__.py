@@ -62,8 +62,8 @@ def root(
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run one command (`args` as after the program's name, default: the process's own) and exit."""
-    # Before Numba and torch load OpenMP: idle threads sleep. Spinning ones are hardly faster when the
-    # machine is otherwise idle, and ten times slower when it is not.
+    # Before Numba and torch load OpenMP: idle threads sleep. Two pools of spinning threads on a
+    # busy machine take the cores from each other, and training slows down several times.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         typed = shlex.join(["fairlead", *(sys.argv[1:] if args is None else args)])  # results record it

@@ -17,10 +17,11 @@ class Sojourn:
 
     def __init__(self, favor: npt.NDArray[np.float64]) -> None:
         """`favor` (K,) in [0, 1]."""
-        self._weights = np.array([weights(float(f)) for f in favor])
+        # (K, 2): w_ttft and w_e2e
+        self.weights = np.array([weights(float(f)) for f in favor])
         self._areas = np.empty((len(favor), 2))
 
     def since_last_decision(self, clusters: Clusters) -> npt.NDArray[np.float64]:
         """(K,) rewards in weighted request-seconds, for the time up to the decision at hand."""
         waiting_areas(clusters.state, clusters.state.clusters["now"], self._areas)
-        return -np.einsum("kj,kj->k", self._weights, self._areas)
+        return -np.einsum("kj,kj->k", self.weights, self._areas)

@@ -17,7 +17,7 @@ from fairlead.simulator.capacity import capacity_rps
 from fairlead.simulator.cluster import Clusters
 from fairlead.simulator.fleet import build_fleet
 from fairlead.view.features import NUM_FEATURES, features_batch
-from fairlead.view.preference import DEFAULT_FAVOR, check_favor, weights
+from fairlead.view.preference import DEFAULT_FAVOR, check_favor
 from fairlead.workload.requests import Requests
 from fairlead.workload.scenario import Scenario, check_load, generate
 
@@ -178,7 +178,7 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
         if self._scratch is None:
             self._scratch = forecast.scratch_for(self.clusters.state)
         pairs = (
-            np.array([weights(float(f)) for f in self.favor])
+            self._reward.weights
             if w_ttft is None or w_e2e is None
             else np.tile((w_ttft, w_e2e), (self.num_envs, 1))
         )

@@ -1,7 +1,5 @@
 """Run routers through scenarios: the loop that joins simulator and policy."""
 
-from collections.abc import Callable
-
 import numpy as np
 import numpy.typing as npt
 
@@ -48,7 +46,6 @@ def run(
     router: Router | Lookahead,
     *,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Serve all requests of `clusters` under `router`, to the last completion.
 
@@ -56,7 +53,6 @@ def run(
         clusters: freshly loaded; its outcomes are the result.
         router: heuristics and lookahead run compiled, any other router step by step.
         seed: of the router's own randomness.
-        progress: called with (decisions done, decisions in all) now and then.
     """
     if isinstance(router, Lookahead | Heuristic):
         lookahead = isinstance(router, Lookahead)
@@ -71,8 +67,6 @@ def run(
         )
         return
     router.reset(clusters.K, clusters.R, seed)
-    for step in range(clusters.N):
+    for _ in range(clusters.N):
         clusters.route(router.route(clusters.observe()))
-        if progress is not None and step % 64 == 0:
-            progress(step, clusters.N)
     clusters.drain()

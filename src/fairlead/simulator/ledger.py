@@ -131,21 +131,20 @@ def _oldest_wait(state: State, k: int, c: int, now: float) -> float:
 def _expected_remaining_sum(state: State, k: int, c: int, mean: float) -> float:
     """Expected output still to come over all requests in flight on replica `k`."""
     replica = state.replicas[k]
-    least = LEAST_REMAINING * mean
     total = replica.awaiting * mean
     for j in range(replica.running - replica.prefilling):
-        total += max(mean - (replica.tick - state.slots[k, j].zero_tick), least)
+        total += expected_remaining(mean, replica.tick - state.slots[k, j].zero_tick)
     if replica.interrupted > 0:
         # Preempted requests have streamed tokens too: they prefill again or lead the queue.
         for j in range(replica.running - replica.prefilling, replica.running):
             generated = state.requests[c, state.slots[k, j].request].generated
             if generated > 0:
-                total += max(mean - generated, least)
+                total += expected_remaining(mean, generated)
         i = replica.waiting_head
         for _ in range(replica.waiting):
             generated = state.requests[c, i].generated
             if generated > 0:
-                total += max(mean - generated, least)
+                total += expected_remaining(mean, generated)
             i = state.requests[c, i].next_waiting
     return total
 

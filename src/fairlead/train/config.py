@@ -22,7 +22,7 @@ class NetworkConfig(Section):
     """Width of query, key and value in the attention across replicas."""
     critic: Literal["shared", "decoupled"] = "decoupled"
     """`decoupled`: a critic with an encoder of its own; `shared`: a value head on the actor's embeddings.
-    After imitation the value loss spoils what shared embeddings have learnt."""
+    The second is cheaper, but its value loss also moves what imitation has taught the embeddings."""
 
 
 class PPOConfig(Section):

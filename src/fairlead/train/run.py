@@ -18,7 +18,7 @@ from fairlead.train.config import TrainConfig
 from fairlead.train.imitation import Teacher
 from fairlead.train.tracking import Progress
 from fairlead.train.trainer import TrainResult
-from fairlead.train.validation import Report, Validation
+from fairlead.train.validation import Validation
 from fairlead.workload.scenario import Scenario
 
 OnProgress = Callable[[str, float, float], None]
@@ -38,12 +38,10 @@ class Judge:
         self._say = say
         self._started = time.monotonic()
         self.beat_heuristics_after_s: float | None = None
-        self.last: Report | None = None
 
     def __call__(self, router: NetworkRouter) -> float:
         """The mean ratio of the policy's objective to that of the best heuristic; below 1 it wins."""
         report = self._validation(router)
-        self.last = report
         if self.beat_heuristics_after_s is None and report.objective < 1.0:
             self.beat_heuristics_after_s = time.monotonic() - self._started
             self._say(

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fairlead.evaluate.run import run
-from fairlead.policy.heuristics import HEURISTICS, Heuristic, Lookahead
+from fairlead.policy.heuristics import HEURISTICS, Heuristic
 from fairlead.simulator.capacity import capacity_rps
 from fairlead.simulator.cluster import Clusters
 from fairlead.simulator.fleet import build_fleet
@@ -73,7 +73,6 @@ class Validation:
             FairleadError: for scenarios that cannot be run together.
         """
         points = list(itertools.product(scenarios, loads))
-        self._favors = list(favors)
         self._settings = [Setting(s.name, load, f) for s, load in points for f in favors]
         arrivals = [
             generate(s, requests=requests, rate=load * capacity_rps(s), seed=seed + i, split="validate")
@@ -82,10 +81,10 @@ class Validation:
         ]
         fleets = [build_fleet(s) for s, _ in points for _ in range(seeds)]
         self._arrivals = arrivals
-        self._clusters = Clusters(fleets, arrivals, group=len(self._favors))
+        self._clusters = Clusters(fleets, arrivals, group=len(favors))
         # Cluster order: scenario and load, then seed, then favor.
         self._favor = np.tile(np.array(favors), len(arrivals))
-        self._shape = (len(points), seeds, len(self._favors))
+        self._shape = (len(points), seeds, len(favors))
         self._measured = slice(requests // 10, requests - requests // 20)
         self._weights = np.array([weights(f) for f in self._favor])
         self.best_heuristic = np.min([self._of_heuristic(name) for name in HEURISTICS], axis=0)
@@ -103,15 +102,6 @@ class Validation:
         self._clusters.load(self._arrivals, 0)
         run(self._clusters, Heuristic(name))
         return self._objectives()
-
-    def of_lookahead(self) -> Report:
-        """What `lookahead` reaches, each setting at its own weights."""
-        columns = []
-        for i, favor in enumerate(self._favors):
-            self._clusters.load(self._arrivals, 0)
-            run(self._clusters, Lookahead(*weights(favor)))
-            columns.append(self._objectives()[:, i])
-        return self._report(np.stack(columns, 1))
 
     def __call__(self, scorer: Scorer) -> Report:
         """Run the policy, greedily, in all settings at once."""
