@@ -127,16 +127,20 @@ class State(NamedTuple):
 
 def new_state(clusters: int, replicas: int, slots: int, block_size: int, requests: int) -> State:
     """An empty state; configuration fields are filled in by the caller."""
-    state = State(
-        clusters=np.zeros(clusters, CLUSTER),
-        replicas=np.zeros(clusters * replicas, REPLICA),
-        slots=np.zeros((clusters * replicas, slots), SLOT),
+    return State(
+        clusters=_records(clusters, CLUSTER),
+        replicas=_records(clusters * replicas, REPLICA),
+        slots=_records((clusters * replicas, slots), SLOT),
         phases=np.zeros((clusters * replicas, block_size), np.int64),
-        requests=np.zeros((clusters, requests), REQUEST),
+        requests=_records((clusters, requests), REQUEST),
         timing=np.zeros((clusters * replicas, 7)),
         static=np.zeros((clusters * replicas, 5)),
     )
-    return state
+
+
+def _records(shape: int | tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Zeroed records; as a `recarray`, so that `array[i].field` also works uncompiled (NUMBA_DISABLE_JIT=1)."""
+    return np.zeros(shape, dtype).view(np.recarray)
 
 
 def clear(state: State) -> None:
