@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "fairlead"
 
-BASE = {"errors", "rng", "compiled"}
+BASE = {"errors", "rng", "compiled", "section"}
 UP_TO_SIMULATOR = BASE | {"workload", "view", "simulator"}
 UP_TO_EVALUATE = UP_TO_SIMULATOR | {"env", "policy", "evaluate"}
 
@@ -20,6 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "rng": {"errors"},
     "compiled": {"errors"},
+    "section": {"errors"},
     "workload": BASE,
     "view": BASE,
     "simulator": BASE | {"workload", "view"},

@@ -125,8 +125,8 @@ def _validated(settings: dict[str, Any], from_scratch: bool) -> "TrainConfig":
     """The settings as training takes them, or the first thing that is wrong with them."""
     from pydantic import ValidationError
 
+    from fairlead.section import first_problem
     from fairlead.train.config import TrainConfig
-    from fairlead.workload.section import first_problem
 
     try:
         config = TrainConfig.model_validate(settings)

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from fairlead.section import Section
 from fairlead.train.schedule import Constant, Exponential, Linear, Schedule
-from fairlead.workload.section import Section
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]

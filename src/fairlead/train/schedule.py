@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
-from fairlead.workload.section import Section
+from fairlead.section import Section
 
 
 class Constant(Section):

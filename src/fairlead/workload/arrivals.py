@@ -11,7 +11,7 @@ from pydantic import Field
 
 from fairlead.errors import FairleadError
 from fairlead.rng import stream
-from fairlead.workload.section import FileBeside, Section
+from fairlead.section import FileBeside, Section
 from fairlead.workload.traces import read_trace, window
 
 Gaps = npt.NDArray[np.float64]

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from scipy.special import ndtr
 
 from fairlead.rng import stream
-from fairlead.workload.section import FileBeside, Section, beside_file, invalid
+from fairlead.section import FileBeside, Section, beside_file, invalid
 from fairlead.workload.tables import load_table
 from fairlead.workload.traces import Lengths, read_lengths, window
 

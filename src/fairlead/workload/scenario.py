@@ -16,10 +16,10 @@ import yaml
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from fairlead.errors import FairleadError
+from fairlead.section import Section, did_you_mean, first_problem, invalid
 from fairlead.workload.arrivals import Arrivals
 from fairlead.workload.lengths import LengthModel
 from fairlead.workload.requests import Requests
-from fairlead.workload.section import Section, did_you_mean, first_problem, invalid
 from fairlead.workload.tables import table_text
 
 SPLITS = ("train", "validate", "evaluate")

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pydantic import Field, ValidationError, model_validator
 
 from fairlead.errors import FairleadError
-from fairlead.workload.section import Section, did_you_mean, first_problem, invalid
+from fairlead.section import Section, did_you_mean, first_problem, invalid
 
 _TAILS = (5e-5, 1e-4, 2e-4, 3e-4, 5e-4, 7e-4, 0.001, 0.0015, 0.002, 0.0025, 0.003, 0.004, 0.0075)
 PROBABILITIES: tuple[float, ...] = tuple(

@@ -1,4 +1,4 @@
-"""The base of every section of a scenario file, and its errors in one line each.
+"""The base of every section of a settings file, and its errors in one line each.
 
 A section refuses keys that it does not know and says which key was probably meant.
 """
@@ -23,7 +23,7 @@ _SHAPES = {
 
 
 class Section(BaseModel):
-    """A frozen part of a scenario; unknown keys are errors."""
+    """A frozen part of a settings file; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
