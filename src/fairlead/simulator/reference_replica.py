@@ -53,6 +53,8 @@ class InFlight:
     first_token_s: float = math.nan
     finish_s: float = math.nan
     preemptions: int = 0
+    cancelled: bool = False
+    """Its client has gone; while it is in a running batch it leaves at that batch's end."""
 
     @property
     def known(self) -> int:
@@ -129,6 +131,18 @@ class Replica:
         self.waiting.append(request)
         if self.end_s is None:
             self.boundary_s = max(self.boundary_s, request.arrival_s)
+
+    def cancel(self, request: InFlight) -> None:
+        """The client of a request that is here has gone: nothing more is emitted for it.
+
+        A batch in progress cannot be changed: a request in it leaves, and frees its blocks, at its end.
+        """
+        request.cancelled = True
+        if request in self.waiting:
+            self.waiting.remove(request)
+        elif self.end_s is None:
+            self.leave(request)
+            self.running.remove(request)
 
     def advance(self, now_s: float) -> None:
         """Runs up to `now_s`: what ends then is committed, but no batch is formed then.
@@ -222,9 +236,11 @@ class Replica:
             self.itl_ewma_s = ewma(self.itl_ewma_s, self.duration_s, ITL_WEIGHT)
         for request in self.running:
             request.computed += request.chunk
-            if request.computed == request.known:
+            if request.cancelled:
+                self.leave(request)
+            elif request.computed == request.known:
                 self.emit(request, now_s)
-        self.running = [request for request in self.running if math.isnan(request.finish_s)]
+        self.running = [r for r in self.running if math.isnan(r.finish_s) and not r.cancelled]
         self.boundary_s = now_s
         self.end_s = None
 
@@ -237,9 +253,13 @@ class Replica:
             self.ttft_ewma_s = ewma(self.ttft_ewma_s, now_s - request.arrival_s, TTFT_WEIGHT)
         if request.generated == request.output_tokens:
             request.finish_s = now_s
-            self.free += self.blocks(request.computed)
+            self.leave(request)
             self.finished += 1
             self.finished_tokens += request.output_tokens
+
+    def leave(self, request: InFlight) -> None:
+        """Frees the blocks of a request that leaves."""
+        self.free += self.blocks(request.computed)
 
     def blocks(self, tokens: int) -> int:
         """KV blocks that hold `tokens` tokens."""
