@@ -82,4 +82,6 @@ def test_blocks_are_conserved_however_many_leave(lengths, kv_blocks, random):
         assert engine.free + held == kv_blocks
     engine.advance(math.inf)
     assert engine.free == kv_blocks and not engine.running and not engine.waiting
-    assert all(r.cancelled != (r.generated == r.output_tokens and not math.isnan(r.finish_s)) for r in requests)
+    assert all(
+        r.cancelled != (r.generated == r.output_tokens and not math.isnan(r.finish_s)) for r in requests
+    )

@@ -1,20 +1,20 @@
-"""When requests arrive: gaps with mean 1, which `generate` divides by the rate.
+"""When requests arrive: the kinds of arrival process.
 
-Gaps depend on neither the rate nor the lengths: they come from a random stream of their own.
+Each gives `times(count, rate, seed, split)`: seconds, at `rate` requests/s on average. They come from a
+random stream of their own, so they do not depend on the lengths. The noise does not depend on the rate
+either: where a process has no seconds of its own, another rate only stretches the times.
 """
 
 from typing import Annotated, Literal
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
 from fairlead.errors import FairleadError
 from fairlead.rng import stream
 from fairlead.section import FileBeside, Section
+from fairlead.workload.modulated import Diurnal, FlashCrowd, MarkovModulated, Times, unit_poisson
 from fairlead.workload.traces import read_trace, window
-
-Gaps = npt.NDArray[np.float64]
 
 
 class Poisson(Section):
@@ -22,9 +22,9 @@ class Poisson(Section):
 
     kind: Literal["poisson"] = "poisson"
 
-    def gaps(self, count: int, seed: int, split: str) -> Gaps:
-        """(count,) gaps of mean 1, the first one before the first request."""
-        return stream(seed, split, "arrivals").standard_exponential(count)
+    def times(self, count: int, rate: float, seed: int, split: str) -> Times:
+        """(count,) arrival times in seconds, after gaps of mean 1 / rate; the first gap begins at 0."""
+        return unit_poisson(count, seed, split) / rate
 
 
 class Gamma(Section):
@@ -34,10 +34,11 @@ class Gamma(Section):
     cv: float = Field(gt=0, le=20)
     """Coefficient of variation of the gaps: standard deviation / mean."""
 
-    def gaps(self, count: int, seed: int, split: str) -> Gaps:
-        """(count,) gaps of mean 1; a Gamma variable of shape k has cv = 1 / sqrt(k)."""
+    def times(self, count: int, rate: float, seed: int, split: str) -> Times:
+        """(count,) arrival times in seconds; a Gamma variable of shape k has cv = 1 / sqrt(k)."""
         shape = 1.0 / self.cv**2
-        return stream(seed, split, "arrivals").standard_gamma(shape, count) / shape
+        gaps = stream(seed, split, "arrivals").standard_gamma(shape, count) / shape
+        return np.cumsum(gaps) / rate
 
 
 class Deterministic(Section):
@@ -45,9 +46,9 @@ class Deterministic(Section):
 
     kind: Literal["deterministic"] = "deterministic"
 
-    def gaps(self, count: int, seed: int, split: str) -> Gaps:
-        """(count,) ones."""
-        return np.ones(count)
+    def times(self, count: int, rate: float, seed: int, split: str) -> Times:
+        """(count,) arrival times in seconds: 1 / rate, 2 / rate, ..."""
+        return np.arange(1, count + 1) / rate
 
 
 class Replay(Section):
@@ -63,8 +64,8 @@ class Replay(Section):
     train_share: float = Field(default=0.5, ge=0, lt=1)
     """Share of the rows, from the start, that belongs to training."""
 
-    def gaps(self, count: int, seed: int, split: str) -> Gaps:
-        """(count,) gaps of mean 1: one mean gap, then the trace's own.
+    def times(self, count: int, rate: float, seed: int, split: str) -> Times:
+        """(count,) arrival times in seconds: one mean gap from 0, then the trace's own gaps, stretched.
 
         Raises:
             FairleadError: if the trace is bad, too short, or a single instant.
@@ -79,7 +80,10 @@ class Replay(Section):
                     f"{self.path}: {count} requests arrive at the same instant; nothing to stretch"
                 )
             gaps[1:] = np.diff(times[rows]) * ((count - 1) / span)
-        return gaps
+        return np.cumsum(gaps) / rate
 
 
-Arrivals = Annotated[Poisson | Gamma | Deterministic | Replay, Field(discriminator="kind")]
+Arrivals = Annotated[
+    Poisson | Gamma | MarkovModulated | Diurnal | FlashCrowd | Deterministic | Replay,
+    Field(discriminator="kind"),
+]

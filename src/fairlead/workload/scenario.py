@@ -242,9 +242,10 @@ def _validate(content: dict[str, Any], where: str, directory: Path, name: str | 
 def generate(scenario: Scenario, *, requests: int, rate: float, seed: int, split: str) -> Requests:
     """The requests of one run: a pure function of its arguments.
 
-    Gaps and lengths come from separate streams that start with `split`, so that training and evaluation
-    never share one. Another rate only stretches the arrival times; more requests only continue the run
-    (traces aside: their window depends on the number).
+    Arrivals and lengths come from separate streams that start with `split`, so that training and evaluation
+    never share one. Another rate keeps their noise: it only stretches the arrival times, unless bursts or a
+    rhythm have seconds of their own. More requests only continue the run (traces aside: their window depends
+    on the number).
 
     Args:
         scenario: whose workload it is.
@@ -268,5 +269,5 @@ def generate(scenario: Scenario, *, requests: int, rate: float, seed: int, split
     prompt_tokens, output_tokens = workload.lengths.draw(requests, seed, split)
     if workload.max_tokens is not None:
         output_tokens = np.minimum(output_tokens, workload.max_tokens)
-    arrival_s = np.cumsum(workload.arrivals.gaps(requests, seed, split)) / rate
+    arrival_s = workload.arrivals.times(requests, rate, seed, split)
     return Requests(arrival_s, prompt_tokens, output_tokens)
