@@ -70,11 +70,9 @@ def first_problem(error: ValidationError, where: str) -> FairleadError:
 
 def _key_parts(location: tuple[int | str, ...]) -> list[str]:
     """The path of a key as a user wrote it: without the kind that pydantic inserts after a tagged union."""
-    parts = [str(part) for part in location]
-    for tagged in ("arrivals", "lengths"):
-        if tagged in parts:
-            del parts[parts.index(tagged) + 1 : parts.index(tagged) + 2]
-    return parts
+    tagged = ("arrivals", "lengths")
+    before = ("", *location)
+    return [str(part) for part, parent in zip(location, before, strict=False) if parent not in tagged]
 
 
 def _lower_first(text: str) -> str:

@@ -15,11 +15,14 @@ from fairlead.workload.lengths import (
     Fixed,
     Lognormal,
     LognormalLength,
+    Mixture,
+    Part,
     Range,
     Trace,
     Uniform,
     Zipf,
     correlated_normals,
+    rows_for_training,
 )
 from fairlead.workload.tables import load_table, table_names
 from fairlead.workload.traces import Lengths
@@ -205,3 +208,54 @@ def test_an_unknown_table_is_refused_with_a_hint():
         FairleadError, match=r"'azure-conversation-2032'; did you mean azure-conversation-2023"
     ):
         Empirical(table="azure-conversation-2032")
+
+
+CHAT, CODE = Empirical(table="azure-conversation-2023"), Empirical(table="azure-code-2023")
+TASKS = Mixture(
+    parts=(
+        Part(weight=6, lengths=CHAT),
+        Part(weight=3, lengths=CODE),
+        Part(weight=1, lengths=Fixed(prompt=20_000, output=300)),
+    )
+)
+
+
+def test_a_mixture_has_its_parts_in_their_shares_and_each_with_its_own_lengths():
+    prompt, output = TASKS.draw(N, 0, "train")
+    sorts = TASKS.sorts(N, 0, "train")
+    for index, share in enumerate((0.6, 0.3, 0.1)):
+        assert np.mean(sorts == index) == pytest.approx(share, abs=5 * (share * (1 - share) / N) ** 0.5)
+    assert set(prompt[sorts == 2]) == {20_000} and set(output[sorts == 2]) == {300}
+    for index, name in ((0, "azure-conversation-2023"), (1, "azure-code-2023")):
+        table = load_table(name)
+        assert prompt[sorts == index].mean() == pytest.approx(table.prompt.mean, rel=0.03)
+        assert output[sorts == index].mean() == pytest.approx(table.output.mean, rel=0.03)
+
+
+@settings(max_examples=20, deadline=None)
+@given(count=st.integers(1, 60), seed=SEEDS)
+def test_parts_do_not_disturb_each_other_and_more_requests_continue_the_run(count: int, seed: int):
+    """Equal parts draw different lengths; a change of one part changes only its own requests."""
+    twins = Mixture(parts=(Part(weight=1, lengths=CHAT), Part(weight=1, lengths=CHAT)))
+    changed = Mixture(parts=(Part(weight=1, lengths=CHAT), Part(weight=1, lengths=CODE)))
+    sorts = twins.sorts(count, seed, "train")
+    before, after = twins.draw(count, seed, "train"), changed.draw(count, seed, "train")
+    np.testing.assert_array_equal(before.prompt_tokens[sorts == 0], after.prompt_tokens[sorts == 0])
+    longer = twins.draw(count + 9, seed, "train")
+    assert same(Lengths(longer.prompt_tokens[:count], longer.output_tokens[:count]), before)
+    long = twins.draw(400, seed, "train").prompt_tokens
+    sorts = twins.sorts(400, seed, "train")
+    few = min((sorts == 0).sum(), (sorts == 1).sum())
+    assert not np.array_equal(long[sorts == 0][:few], long[sorts == 1][:few])
+    assert not np.array_equal(long, twins.draw(400, seed, "evaluate").prompt_tokens)
+
+
+def test_a_mixture_with_a_trace_knows_how_much_it_can_draw(tmp_path: Path):
+    path = tmp_path / "log.csv"
+    path.write_text("num_prefill_tokens,num_decode_tokens\n" + "7,3\n" * 10)
+    trace = Trace(path=path)
+    mixed = Mixture(parts=(Part(weight=1, lengths=trace), Part(weight=1, lengths=CHAT)))
+    assert rows_for_training(mixed) == rows_for_training(trace) == 5
+    assert rows_for_training(TASKS) is None
+    with pytest.raises(FairleadError, match="at most 5"):
+        mixed.draw(60, 0, "train")

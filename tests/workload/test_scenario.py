@@ -12,6 +12,7 @@ from fairlead.workload.lengths import Empirical, Fixed
 from fairlead.workload.scenario import SLO, ReplicaGroup, ViewOptions, Workload
 
 REPLICAS = "replicas: [{device: a100-80g, count: 2}]"
+MIXTURE = "workload: {arrivals: {kind: poisson}, lengths: {kind: mixture, parts: [%s]}}"
 WORKLOAD = "workload: {arrivals: {kind: poisson}, lengths: {kind: fixed, prompt: 30, output: 4}}"
 
 
@@ -55,9 +56,10 @@ def test_the_two_scenarios_of_the_demo():
 
 def test_the_shipped_scenarios_exercise_every_kind_that_needs_no_file():
     scenarios = [load_scenario(name) for name in scenario_names()]
-    assert {each.workload.arrivals.kind for each in scenarios} == {"poisson", "gamma", "deterministic"}
+    kinds = {each.workload.arrivals.kind for each in scenarios}
+    assert kinds == {"poisson", "gamma", "deterministic", "mmpp", "diurnal", "flash_crowd"}
     kinds = {each.workload.lengths.kind for each in scenarios}
-    assert kinds == {"empirical", "lognormal", "uniform", "zipf"}
+    assert kinds == {"empirical", "lognormal", "uniform", "zipf", "mixture"}
 
 
 def test_pitfall_02_no_shipped_scenario_makes_all_requests_alike():
@@ -193,6 +195,23 @@ def test_a_users_file_is_taken_wherever_a_name_is_and_its_paths_are_relative_to_
             "workload.arrivals.path: there is no file log.csv in",
         ),
         (
+            [REPLICAS, MIXTURE % "{weight: 0, lengths: {kind: fixed, prompt: 3, output: 4}}"],
+            "workload.lengths.parts.0.weight: input should be greater than 0",
+        ),
+        (
+            [REPLICAS, MIXTURE % "{weight: 1, lengths: {kind: fixed, prompt: 0, output: 4}}"],
+            "workload.lengths.parts.0.lengths.prompt: input should be greater",
+        ),
+        (
+            [REPLICAS, MIXTURE % "{weight: 1, lengths: {kind: fxed}}"],
+            "workload.lengths.parts.0.lengths: unknown kind 'fxed'; did you mean fixed",
+        ),
+        (
+            [REPLICAS, MIXTURE % "{weight: 1, lengths: {kind: mixture, parts: []}}"],
+            "workload.lengths.parts.0.lengths: a mixture inside a mixture; list its parts in the outer one",
+        ),
+        ([REPLICAS, MIXTURE % ""], "workload.lengths.parts: should not be empty"),
+        (
             [REPLICAS, WORKLOAD, "engine: {max_num_seqs: 4096}"],
             "engine: max_num_batched_tokens (2048) must be at least max_num_seqs (4096)",
         ),
@@ -309,6 +328,16 @@ def test_the_hash_follows_the_content_of_files_not_their_place(tmp_path: Path):
             "workload: {arrivals: {kind: poisson}, lengths: {kind: trace, path: log.csv}}",
         )
         hashes.append(load_scenario(path).hash())
+    assert hashes[0] == hashes[1] != hashes[2]
+    mixed = [
+        write(
+            tmp_path / folder / "m.yaml",
+            REPLICAS,
+            MIXTURE % "{weight: 1, lengths: {kind: trace, path: log.csv}}",
+        )
+        for folder in ("a", "b", "c")
+    ]
+    hashes = [load_scenario(each).hash() for each in mixed]
     assert hashes[0] == hashes[1] != hashes[2]
     (tmp_path / "c" / "log.csv").unlink()
     with pytest.raises(FairleadError, match="there is no file log"):

@@ -16,10 +16,9 @@ from fairlead import compiled
 from fairlead.errors import FairleadError
 from fairlead.simulator.cluster import Clusters
 from fairlead.simulator.fleet import Fleet, build_fleet
-from fairlead.workload.lengths import Trace
+from fairlead.workload.lengths import rows_for_training
 from fairlead.workload.requests import Requests
 from fairlead.workload.scenario import Scenario
-from fairlead.workload.traces import read_lengths
 
 BACKLOG = 8192
 """Requests that a replica is given."""
@@ -85,10 +84,8 @@ def saturated_rps(fleet: Fleet, backlog: Requests) -> float:
 def _backlog(scenario: Scenario) -> Requests:
     """Requests that are all there from the start, with the lengths of the scenario's training split."""
     workload = scenario.workload
-    count = BACKLOG
-    if isinstance(workload.lengths, Trace):
-        rows = len(read_lengths(workload.lengths.path).prompt_tokens)
-        count = min(count, int(rows * workload.lengths.train_share))
+    rows = rows_for_training(workload.lengths)
+    count = BACKLOG if rows is None else min(BACKLOG, rows)
     prompts, outputs = workload.lengths.draw(max(count, 1), 0, "train")
     if workload.max_tokens is not None:
         outputs = np.minimum(outputs, workload.max_tokens)

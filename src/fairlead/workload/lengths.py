@@ -9,14 +9,14 @@ a little off.)
 
 import math
 from functools import lru_cache
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from scipy.special import ndtr
 
-from fairlead.rng import stream
+from fairlead.rng import stream, word
 from fairlead.section import FileBeside, Section, beside_file, invalid
 from fairlead.workload.tables import load_table
 from fairlead.workload.traces import Lengths, read_lengths, window
@@ -201,7 +201,69 @@ class Trace(Section):
         return Lengths(lengths.prompt_tokens[rows].copy(), lengths.output_tokens[rows].copy())
 
 
-LengthModel = Annotated[
+PartLengths = Annotated[
     Empirical | Lognormal | Uniform | Zipf | Fixed | Trace,
     Field(discriminator="kind"),
 ]
+
+
+class Part(Section):
+    """One sort of request in a mixture."""
+
+    weight: float = Field(gt=0, le=1e9)
+    """Its share of the requests, relative to the weights of the other parts."""
+    lengths: PartLengths
+
+    @field_validator("lengths", mode="before")
+    @classmethod
+    def _refuse_nesting(cls, lengths: Any) -> Any:
+        if isinstance(lengths, dict) and lengths.get("kind") == "mixture":
+            raise invalid(
+                "a mixture inside a mixture; list its parts in the outer one, with their weights multiplied"
+            )
+        return lengths
+
+
+class Mixture(Section):
+    """Several sorts of requests, such as chat, code and long documents: each request draws its sort.
+
+    Each sort has a random stream of its own, so changing the lengths of one leaves the others as they were.
+    No router is told which sort a request is of.
+    """
+
+    kind: Literal["mixture"] = "mixture"
+    parts: tuple[Part, ...] = Field(min_length=1)
+
+    def draw(self, count: int, seed: int, split: str) -> Lengths:
+        """`count` requests; the k-th request of a part has the k-th lengths that the part draws."""
+        sorts = self.sorts(count, seed, split)
+        prompts, outputs = np.empty(count, np.int64), np.empty(count, np.int64)
+        for index, part in enumerate(self.parts):
+            mine = sorts == index
+            if mine.any():
+                # A seed of its own, because the kinds all draw from the stream of lengths.
+                own = int(word(seed, split, "lengths of part", index))
+                prompts[mine], outputs[mine] = part.lengths.draw(int(mine.sum()), own, split)
+        return Lengths(prompts, outputs)
+
+    def sorts(self, count: int, seed: int, split: str) -> npt.NDArray[np.int64]:
+        """(count,) which part each request is of."""
+        shares = np.cumsum([part.weight for part in self.parts])
+        uniforms = stream(seed, split, "sorts").random(count)
+        return np.searchsorted(shares[:-1] / shares[-1], uniforms, side="right")
+
+
+LengthModel = Annotated[
+    Empirical | Lognormal | Uniform | Zipf | Fixed | Trace | Mixture,
+    Field(discriminator="kind"),
+]
+
+
+def rows_for_training(lengths: LengthModel) -> int | None:
+    """How many requests the training split can draw; None where nothing limits it."""
+    if isinstance(lengths, Mixture):
+        limits = [rows_for_training(part.lengths) for part in lengths.parts]
+        return min((limit for limit in limits if limit is not None), default=None)
+    if isinstance(lengths, Trace):
+        return int(len(read_lengths(lengths.path).prompt_tokens) * lengths.train_share)
+    return None

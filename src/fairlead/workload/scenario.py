@@ -138,13 +138,7 @@ class Scenario(Section):
         Args:
             keys: the top-level keys to cover, for example {"model", "workload"}; default: all.
         """
-        content = self.model_dump(mode="json", exclude={"name", "description"})
-        arrivals, lengths = content["workload"]["arrivals"], content["workload"]["lengths"]
-        for section in (arrivals, lengths):
-            if "path" in section:
-                section["path"] = _digest(_read_bytes(Path(section["path"])))
-        if "table" in lengths:
-            lengths["table"] = _digest(table_text(lengths["table"]).encode())
+        content = _by_content(self.model_dump(mode="json", exclude={"name", "description"}))
         if keys is not None:
             content = {key: content[key] for key in keys}
         return _digest(json.dumps(content, sort_keys=True).encode())
@@ -157,6 +151,20 @@ class Scenario(Section):
         """
         content = {name: getattr(self, name) for name in type(self).model_fields}
         return _validate({**content, **changes}, self.name, Path())
+
+
+def _by_content(value: Any) -> Any:
+    """A dumped section with every file that it mentions replaced by a digest of what is in it."""
+    if isinstance(value, list):
+        return [_by_content(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    found = {key: _by_content(each) for key, each in value.items()}
+    if isinstance(found.get("path"), str):
+        found["path"] = _digest(_read_bytes(Path(found["path"])))
+    if isinstance(found.get("table"), str):
+        found["table"] = _digest(table_text(found["table"]).encode())
+    return found
 
 
 def _digest(content: bytes) -> str:
