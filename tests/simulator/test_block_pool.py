@@ -66,7 +66,7 @@ class Pair:
         for content, blocks in self.twin.cached.items():
             found = block_pool.find(self.pool, 0, content)
             assert self.pool.blocks[0, found].refs == blocks[0].refs
-        assert (self.pool.index[0] >= 0).sum() == len(self.twin.cached)
+        assert (self.pool.entries[0] >= 0).sum() == len(self.twin.cached)
 
 
 def free_queue(pool: block_pool.Pool, k: int) -> list[int]:
@@ -166,4 +166,4 @@ def test_the_index_survives_many_evictions(blocks: int) -> None:
     pool = block_pool.new_pool(1, blocks, 1, 1)
     block_pool.clear_pool(pool, 0, blocks)
     assert fill_and_empty(pool, 20_000) == 0
-    assert (pool.index[0] >= 0).sum() == blocks
+    assert (pool.entries[0] >= 0).sum() == blocks

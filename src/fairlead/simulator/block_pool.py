@@ -40,7 +40,7 @@ class Pool(NamedTuple):
     """(replicas, blocks) of BLOCK; a replica with fewer blocks leaves the last ones alone."""
     queues: npt.NDArray[Any]
     """(replicas,) of QUEUE."""
-    index: npt.NDArray[np.int32]
+    entries: npt.NDArray[np.int32]
     """(replicas, power of two): hash table with linear probing, from content to its oldest block."""
     tables: npt.NDArray[np.int32]
     """(replicas, rows, blocks of a request): which blocks a running request holds."""
@@ -78,8 +78,8 @@ def clear_pool(pool: Pool, k: int, blocks: int) -> None:
         block.refs = 0
         block.content = NO_BLOCK
         append(pool, k, b)
-    for i in range(pool.index.shape[1]):
-        pool.index[k, i] = NO_BLOCK
+    for i in range(pool.entries.shape[1]):
+        pool.entries[k, i] = NO_BLOCK
     for row in range(pool.rows.shape[1]):
         pool.rows[k, row] = row
 
@@ -116,15 +116,15 @@ def unlink(pool: Pool, k: int, b: int) -> None:
 @njit()
 def _home(pool: Pool, content: int) -> int:
     """Where probing for `content` starts (Fibonacci hashing, Knuth, TAOCP 3, 6.4)."""
-    return ((np.int64(content) * 2654435769) >> 13) & (pool.index.shape[1] - 1)
+    return ((np.int64(content) * 2654435769) >> 13) & (pool.entries.shape[1] - 1)
 
 
 @njit()
 def _place(pool: Pool, k: int, content: int) -> int:
     """The index's entry that holds `content`, or the empty one where it would go."""
-    mask = pool.index.shape[1] - 1
+    mask = pool.entries.shape[1] - 1
     i = _home(pool, content)
-    while pool.index[k, i] != NO_BLOCK and pool.blocks[k, pool.index[k, i]].content != content:
+    while pool.entries[k, i] != NO_BLOCK and pool.blocks[k, pool.entries[k, i]].content != content:
         i = (i + 1) & mask
     return i
 
@@ -132,7 +132,7 @@ def _place(pool: Pool, k: int, content: int) -> int:
 @njit()
 def find(pool: Pool, k: int, content: int) -> int:
     """The block that has been cached longest under `content`, or NO_BLOCK."""
-    return int(pool.index[k, _place(pool, k, content)])
+    return int(pool.entries[k, _place(pool, k, content)])
 
 
 @njit()
@@ -141,11 +141,11 @@ def cache(pool: Pool, k: int, b: int, content: int) -> None:
     block = pool.blocks[k, b]
     i = _place(pool, k, content)
     block.content = content
-    oldest = pool.index[k, i]
+    oldest = pool.entries[k, i]
     if oldest == NO_BLOCK:
         block.older = b
         block.newer = b
-        pool.index[k, i] = b
+        pool.entries[k, i] = b
         return
     newest = pool.blocks[k, oldest].older
     block.older = newest
@@ -165,25 +165,25 @@ def evict(pool: Pool, k: int, b: int) -> None:
         return
     pool.blocks[k, block.older].newer = block.newer
     pool.blocks[k, block.newer].older = block.older
-    if pool.index[k, i] == b:
-        pool.index[k, i] = block.newer
+    if pool.entries[k, i] == b:
+        pool.entries[k, i] = block.newer
 
 
 @njit()
 def _close_gap(pool: Pool, k: int, gap: int) -> None:
     """Empty an entry of the index, moving up later ones that probing would no longer reach (Knuth, 6.4 R)."""
-    mask = pool.index.shape[1] - 1
+    mask = pool.entries.shape[1] - 1
     i = gap
     while True:
         i = (i + 1) & mask
-        b = pool.index[k, i]
+        b = pool.entries[k, i]
         if b == NO_BLOCK:
             break
         home = _home(pool, pool.blocks[k, b].content)
         if ((i - home) & mask) >= ((i - gap) & mask):
-            pool.index[k, gap] = b
+            pool.entries[k, gap] = b
             gap = i
-    pool.index[k, gap] = NO_BLOCK
+    pool.entries[k, gap] = NO_BLOCK
 
 
 @njit()
