@@ -56,7 +56,7 @@ def test_conservation_at_every_decision() -> None:
     assert (clusters.state.replicas["free_blocks"] == clusters.state.replicas["kv_blocks"]).all()
     assert (clusters.state.phases == 0).all()
     assert (clusters.state.replicas["kv_tokens"] == 0).all()
-    assert (clusters.state.replicas["context_tokens"] == 0).all()
+    assert (clusters.state.ledgers["context_tokens"] == 0).all()
 
 
 def test_a_request_that_never_fits_is_an_error() -> None:

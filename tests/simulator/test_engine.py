@@ -17,7 +17,14 @@ A100 = analytic(model("llama-3-8b"), device("a100-80g"))
 
 
 def fleet(
-    slowdowns: list[float], *, blocks: int, budget: int, seqs: int, block_size: int, interval: float
+    slowdowns: list[float],
+    *,
+    blocks: int,
+    budget: int,
+    seqs: int,
+    block_size: int,
+    interval: float,
+    routers: int = 1,
 ) -> Fleet:
     timing = np.array([[x * c for c in A100] for x in slowdowns])
     return custom_fleet(
@@ -27,15 +34,17 @@ def fleet(
         max_num_seqs=seqs,
         block_size=block_size,
         scrape_interval_s=interval,
+        routers=routers,
     )
 
 
-def requests(seed: int, count: int, rate: float, longest: int) -> Requests:
+def requests(seed: int, count: int, rate: float, longest: int, routers: int = 1) -> Requests:
     draw = np.random.default_rng(seed)
     return Requests(
         np.cumsum(draw.exponential(1 / rate, count)),
         draw.integers(1, longest, count),
         draw.integers(1, longest, count),
+        draw.integers(0, routers, count),
     )
 
 
@@ -98,6 +107,7 @@ def test_engine_agrees_with_the_twin_under_preemption(seed: int) -> None:
     budget=st.integers(24, 400),
     block_size=st.sampled_from([1, 4, 16, 32]),
     interval=st.sampled_from([0.1, 1.0, 5.0]),
+    routers=st.integers(1, 4),
 )
 def test_engine_agrees_with_the_twin_on_anything(
     seed: int,
@@ -108,6 +118,7 @@ def test_engine_agrees_with_the_twin_on_anything(
     budget: int,
     block_size: int,
     interval: float,
+    routers: int,
 ) -> None:
     least = -(-2 * longest // block_size)
     made = fleet(
@@ -117,7 +128,8 @@ def test_engine_agrees_with_the_twin_on_anything(
         seqs=seqs,
         block_size=block_size,
         interval=interval,
+        routers=routers,
     )
-    wanted = requests(seed, 60, rate, longest)
+    wanted = requests(seed, 60, rate, longest, routers)
     choices = np.random.default_rng(seed).integers(0, 2, 60)
     assert_agree(made, wanted, choices)

@@ -34,7 +34,7 @@ def test_a_running_request_leaves_at_the_end_of_its_batch_and_emits_nothing_more
     assert engine.running == [stays] and engine.free == 100 - 2
     engine.advance(math.inf)
     assert (gone.generated, math.isnan(gone.finish_s), stays.finish_s) == (1, True, 3.0)
-    assert (engine.free, engine.finished) == (100, 1)
+    assert (engine.free, engine.finished) == (100, [1])
 
 
 def test_a_waiting_request_leaves_at_once():

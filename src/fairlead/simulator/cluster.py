@@ -46,14 +46,17 @@ class Clusters:
                 f"there are {len(fleets)} fleets and {len(requests)} request lists: give one per group"
             )
         self.R = fleets[0].num_replicas
+        self.M = fleets[0].routers
         self.N = len(requests[0])
         self.K = len(fleets) * group
         self.group = group
         if any(f.num_replicas != self.R for f in fleets) or any(len(q) != self.N for q in requests):
             raise FairleadError("clusters that run together need the same number of replicas and of requests")
+        if any(f.routers != self.M for f in fleets):
+            raise FairleadError("clusters that run together need the same number of routers")
         slots = max(f.max_num_seqs for f in fleets)
         block = max(f.block_size for f in fleets)
-        self.state = new_state(self.K, self.R, slots, block, self.N)
+        self.state = new_state(self.K, self.R, slots, block, self.N, self.M)
         for g, fleet in enumerate(fleets):
             self._configure(g, fleet)
         self.load(requests, seed)
@@ -82,9 +85,11 @@ class Clusters:
         for g, arrivals in enumerate(requests):
             rows = slice(g * width, (g + 1) * width)
             _check_fits(arrivals, int(capacity[g * width]))
+            _check_routers(arrivals, self.M)
             state.requests["arrival"][rows] = arrivals.arrival_s
             state.requests["prompt"][rows] = arrivals.prompt_tokens
             state.requests["output"][rows] = arrivals.output_tokens
+            state.requests["router"][rows] = 0 if arrivals.router is None else arrivals.router
         words = [rng.word(seed, "cluster", c) for c in range(self.K)]
         state.clusters["random"] = np.array(words, np.uint64)
 
@@ -137,6 +142,15 @@ def _check_fits(requests: Requests, capacity: int) -> None:
             f"request {i} needs {tokens[i]} tokens of KV cache ({requests.prompt_tokens[i]} prompt, "
             f"{requests.output_tokens[i]} output), but a replica holds {capacity}: "
             "shorten the requests, or use a larger device or more memory for the KV cache"
+        )
+
+
+def _check_routers(requests: Requests, routers: int) -> None:
+    """Requests that come to a router that is not there could never be placed."""
+    if requests.router is not None and len(requests) and requests.router.max() >= routers:
+        i = int(np.argmax(requests.router >= routers))
+        raise FairleadError(
+            f"request {i} comes to router {requests.router[i]}, but there are {routers}: number them from 0"
         )
 
 

@@ -122,8 +122,7 @@ def _decode_tokens(state: State, k: int, steps: int, duration: float, growth: fl
     tokens = steps * (replica.running - replica.prefilling)
     replica.tick += steps
     replica.kv_tokens += tokens
-    replica.context_tokens += tokens
-    ledger.saw_iterations(replica, steps, duration, growth)
+    ledger.saw_iterations(state, k, steps, duration, growth)
 
 
 @njit()
@@ -258,6 +257,7 @@ def preempt_last(state: State, k: int, c: int) -> None:
         in_kv = request.prompt + request.generated - 1
         replica.kv_tokens -= in_kv
         state.phases[k, (in_kv - replica.tick) % size] -= 1
+        state.ledgers[k, request.router].decoding -= 1
         replica.interrupted += 1
     replica.free_blocks += blocks_of(in_kv, size)
     replica.running -= 1
@@ -298,6 +298,7 @@ def _admit(state: State, k: int, c: int, budget: int) -> None:
         slot.request = i
         slot.left = known
         slot.chunk = chunk
+        slot.router = request.router
         replica.running += 1
         replica.prefilling += 1
         replica.free_blocks -= need
@@ -331,10 +332,11 @@ def _start_decoding(state: State, k: int, c: int, j: int) -> None:
     in_kv = request.prompt + request.generated
     if request.generated == 0:
         request.first_token = replica.clock
-        ledger.saw_first_token(replica, state.clusters[c], request)
+        ledger.saw_first_token(state, k, c, request)
     else:
         replica.interrupted -= 1
-        replica.context_tokens += 1
+        state.ledgers[k, request.router].context_tokens += 1
+    state.ledgers[k, request.router].decoding += 1
     request.generated += 1
     slot.zero_tick = replica.tick - request.generated
     slot.finish_tick = slot.zero_tick + request.output
@@ -362,7 +364,7 @@ def finish(state: State, k: int, c: int) -> None:
             replica.free_blocks += blocks_of(in_kv, size)
             replica.kv_tokens -= in_kv
             state.phases[k, (in_kv - replica.tick) % size] -= 1
-            ledger.saw_finish(replica, state.clusters[c], request)
+            ledger.saw_finish(state, k, c, request)
         else:
             if j < decoding:
                 replica.next_finish = min(replica.next_finish, slot.finish_tick)

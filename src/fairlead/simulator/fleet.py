@@ -32,6 +32,8 @@ class Fleet:
     block_size: int
     scrape_interval_s: float = 1.0
     max_tokens: int = 0
+    routers: int = 1
+    """M routers that share the replicas."""
 
     @property
     def num_replicas(self) -> int:
@@ -39,7 +41,7 @@ class Fleet:
         return len(self.kv_blocks)
 
     def one(self, replica: int) -> "Fleet":
-        """The fleet that consists of one of the replicas."""
+        """The fleet that consists of one of the replicas, behind one router."""
         rows = slice(replica, replica + 1)
         return Fleet(
             self.timing[rows],
@@ -92,6 +94,7 @@ def build_fleet(scenario: Scenario) -> Fleet:
         scrape_interval_s=scenario.view.scrape_interval_s,
         speeds_declared=scenario.view.speeds_declared,
         max_tokens=scenario.workload.max_tokens or 0,
+        routers=scenario.routers,
     )
 
 
@@ -105,6 +108,7 @@ def custom_fleet(
     scrape_interval_s: float = 1.0,
     speeds_declared: bool = True,
     max_tokens: int = 0,
+    routers: int = 1,
 ) -> Fleet:
     """A fleet from coefficients (R, 7) and KV blocks (R,); declared facts are derived from them.
 
@@ -132,4 +136,5 @@ def custom_fleet(
         block_size,
         scrape_interval_s,
         max_tokens,
+        routers,
     )

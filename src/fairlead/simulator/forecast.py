@@ -82,7 +82,8 @@ def _copy_replica(state: State, k: int, c: int, scratch: State) -> int:
         scratch.phases[c, phase] = 0
     for coefficient in range(scratch.timing.shape[1]):
         scratch.timing[c, coefficient] = state.timing[k, coefficient]
-    mean = ledger.expected_output(state.clusters[c])
+    waiting = state.requests[c, state.clusters[c].next_request]
+    mean = ledger.expected_output(state.routers[c, waiting.router])
     count = 0
     for j in range(source.running):
         slot = state.slots[k, j]
@@ -122,7 +123,7 @@ def added_costs(
     count = out.shape[0]
     cluster = state.clusters[c]
     new = state.requests[c, cluster.next_request]
-    mean = ledger.expected_output(cluster)
+    mean = ledger.expected_output(state.routers[c, new.router])
     for r in range(count):
         k = c * count + r
         n = _copy_replica(state, k, c, scratch)

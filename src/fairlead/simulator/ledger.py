@@ -1,7 +1,7 @@
-"""The router's ledger inside the simulator: what it forwarded and what it saw streamed back.
+"""The routers' ledgers inside the simulator: what each forwarded and what it saw streamed back.
 
-Updated by the engine at the moment at which the router would see the event. `write_view` turns it
-into the columns of the view.
+Updated by the engine at the moment at which the router of the request would see the event. `write_view`
+turns one router's ledger into the columns of its view.
 """
 
 import math
@@ -31,45 +31,61 @@ _LOG_KEEP = math.log(1.0 - ITL_WEIGHT)
 
 
 @njit()
-def saw_iterations(replica: Any, steps: int, duration: float, growth: float) -> None:
+def saw_iterations(state: State, k: int, steps: int, duration: float, growth: float) -> None:
+    """Every decoding request of replica `k` streamed a token in each of `steps` iterations."""
+    for m in range(state.ledgers.shape[1]):
+        own = state.ledgers[k, m]
+        if own.decoding > 0:
+            own.context_tokens += steps * own.decoding
+            _average_latency(own, steps, duration, growth)
+
+
+@njit()
+def _average_latency(own: Any, steps: int, duration: float, growth: float) -> None:
     """Moving average of inter-token latency over iterations lasting duration + growth i, i < steps.
 
     The closed form of `steps` updates e += w (x_i - e): with q = 1 - w, the constant part gives
     duration (1 - q^steps), the growing part growth ((steps - 1) - q / w + q^steps / w).
     """
-    if replica.itl_ewma == 0.0:
-        replica.itl_ewma = duration
+    if own.itl_ewma == 0.0:
+        own.itl_ewma = duration
         duration += growth
         steps -= 1
         if steps == 0:
             return
     keep = math.exp(_LOG_KEEP * steps)
     ramp = (steps - 1.0) - (1.0 - ITL_WEIGHT) / ITL_WEIGHT + keep / ITL_WEIGHT
-    replica.itl_ewma = keep * replica.itl_ewma + duration * (1.0 - keep) + growth * ramp
+    own.itl_ewma = keep * own.itl_ewma + duration * (1.0 - keep) + growth * ramp
 
 
 @njit()
-def saw_first_token(replica: Any, cluster: Any, request: Any) -> None:
+def saw_first_token(state: State, k: int, c: int, request: Any) -> None:
     """A request's first token has been streamed (at `request.first_token`)."""
-    replica.awaiting -= 1
-    replica.pending_tokens -= request.prompt
-    replica.context_tokens += request.prompt + 1
+    own = state.ledgers[k, request.router]
+    cluster = state.clusters[c]
+    own.awaiting -= 1
+    own.pending_tokens -= request.prompt
+    own.context_tokens += request.prompt + 1
     ttft = request.first_token - request.arrival
-    if replica.ttft_ewma == 0.0:
-        replica.ttft_ewma = ttft
+    if own.ttft_ewma == 0.0:
+        own.ttft_ewma = ttft
     else:
-        replica.ttft_ewma += TTFT_WEIGHT * (ttft - replica.ttft_ewma)
+        own.ttft_ewma += TTFT_WEIGHT * (ttft - own.ttft_ewma)
     cluster.first_tokens += 1
     cluster.first_token_times += request.first_token
 
 
 @njit()
-def saw_finish(replica: Any, cluster: Any, request: Any) -> None:
+def saw_finish(state: State, k: int, c: int, request: Any) -> None:
     """A request's last token has been streamed (at `request.finish`)."""
-    replica.in_flight -= 1
-    replica.context_tokens -= request.prompt + request.output
-    cluster.finished += 1
-    cluster.finished_tokens += request.output
+    own = state.ledgers[k, request.router]
+    router = state.routers[c, request.router]
+    cluster = state.clusters[c]
+    own.in_flight -= 1
+    own.decoding -= 1
+    own.context_tokens -= request.prompt + request.output
+    router.finished += 1
+    router.finished_tokens += request.output
     cluster.finishes += 1
     cluster.finish_times += request.finish
 
@@ -77,23 +93,23 @@ def saw_finish(replica: Any, cluster: Any, request: Any) -> None:
 @njit()
 def routed(state: State, k: int, c: int, i: int) -> None:
     """Request `i` has been forwarded to replica `k`."""
-    replica = state.replicas[k]
     request = state.requests[c, i]
-    replica.in_flight += 1
-    replica.awaiting += 1
-    replica.pending_tokens += request.prompt
+    own = state.ledgers[k, request.router]
+    own.in_flight += 1
+    own.awaiting += 1
+    own.pending_tokens += request.prompt
     request.next_routed = NONE
-    if replica.oldest == NONE:
-        replica.oldest = i
+    if own.oldest == NONE:
+        own.oldest = i
     else:
-        state.requests[c, replica.newest].next_routed = i
-    replica.newest = i
+        state.requests[c, own.newest].next_routed = i
+    own.newest = i
 
 
 @njit()
-def expected_output(cluster: Any) -> float:
-    """Running mean of the outputs of finished requests, with a prior."""
-    return (PRIOR_OUTPUT_TOKENS * PRIOR_WEIGHT + cluster.finished_tokens) / (PRIOR_WEIGHT + cluster.finished)
+def expected_output(router: Any) -> float:
+    """Running mean of the outputs of the router's finished requests, with a prior."""
+    return (PRIOR_OUTPUT_TOKENS * PRIOR_WEIGHT + router.finished_tokens) / (PRIOR_WEIGHT + router.finished)
 
 
 @njit()
@@ -114,38 +130,40 @@ def scrape(state: State, k: int) -> None:
 
 
 @njit()
-def _oldest_wait(state: State, k: int, c: int, now: float) -> float:
-    """Age of the oldest request without a first token (FCFS: it is the first routed without one)."""
-    replica = state.replicas[k]
-    i = replica.oldest
+def _oldest_wait(state: State, k: int, c: int, m: int, now: float) -> float:
+    """Age of router `m`'s oldest request without a first token (the first routed without one)."""
+    own = state.ledgers[k, m]
+    i = own.oldest
     while i != NONE and not math.isnan(state.requests[c, i].first_token):
         i = state.requests[c, i].next_routed
-    replica.oldest = i
+    own.oldest = i
     if i == NONE:
-        replica.newest = NONE
+        own.newest = NONE
         return 0.0
     return now - state.requests[c, i].arrival
 
 
 @njit()
-def _expected_remaining_sum(state: State, k: int, c: int, mean: float) -> float:
-    """Expected output still to come over all requests in flight on replica `k`."""
+def _expected_remaining_sum(state: State, k: int, c: int, m: int, mean: float) -> float:
+    """Expected output still to come over all requests that router `m` has in flight on replica `k`."""
     replica = state.replicas[k]
-    total = replica.awaiting * mean
+    total = state.ledgers[k, m].awaiting * mean
     for j in range(replica.running - replica.prefilling):
-        total += expected_remaining(mean, replica.tick - state.slots[k, j].zero_tick)
+        slot = state.slots[k, j]
+        if slot.router == m:
+            total += expected_remaining(mean, replica.tick - slot.zero_tick)
     if replica.interrupted > 0:
         # Preempted requests have streamed tokens too: they prefill again or lead the queue.
         for j in range(replica.running - replica.prefilling, replica.running):
-            generated = state.requests[c, state.slots[k, j].request].generated
-            if generated > 0:
-                total += expected_remaining(mean, generated)
+            request = state.requests[c, state.slots[k, j].request]
+            if request.router == m and request.generated > 0:
+                total += expected_remaining(mean, request.generated)
         i = replica.waiting_head
         for _ in range(replica.waiting):
-            generated = state.requests[c, i].generated
-            if generated > 0:
-                total += expected_remaining(mean, generated)
-            i = state.requests[c, i].next_waiting
+            request = state.requests[c, i]
+            if request.router == m and request.generated > 0:
+                total += expected_remaining(mean, request.generated)
+            i = request.next_waiting
     return total
 
 
@@ -153,26 +171,31 @@ def _expected_remaining_sum(state: State, k: int, c: int, mean: float) -> float:
 def write_view(
     state: State, c: int, replicas: npt.NDArray[np.float64], request: npt.NDArray[np.float64]
 ) -> None:
-    """Write cluster `c`'s view of now into `replicas` (R, columns) and `request` (columns,)."""
+    """Write what the router at hand knows now into `replicas` (R, columns) and `request` (columns,)."""
     cluster = state.clusters[c]
     now = cluster.now
-    mean = expected_output(cluster)
-    blend = 1.0 - math.exp(-(now - cluster.decided) / LOAD_HORIZON_S)
+    waiting = state.requests[c, cluster.next_request]
+    m = waiting.router
+    router = state.routers[c, m]
+    mean = expected_output(router)
+    blend = 1.0 - math.exp(-(now - router.decided) / LOAD_HORIZON_S)
+    router.decided = now
     count = replicas.shape[0]
     for r in range(count):
         k = c * count + r
         replica = state.replicas[k]
-        replica.in_flight_ewma += blend * (replica.in_flight - replica.in_flight_ewma)
+        own = state.ledgers[k, m]
+        own.in_flight_ewma += blend * (own.in_flight - own.in_flight_ewma)
         row = replicas[r]
-        row[schema.IN_FLIGHT] = replica.in_flight
-        row[schema.AWAITING_FIRST_TOKEN] = replica.awaiting
-        row[schema.PENDING_PREFILL_TOKENS] = replica.pending_tokens
-        row[schema.CONTEXT_TOKENS] = replica.context_tokens
-        row[schema.EXPECTED_REMAINING_TOKENS] = _expected_remaining_sum(state, k, c, mean)
-        row[schema.OLDEST_WAIT_S] = _oldest_wait(state, k, c, now)
-        row[schema.TTFT_EWMA_S] = replica.ttft_ewma
-        row[schema.ITL_EWMA_S] = replica.itl_ewma
-        row[schema.IN_FLIGHT_EWMA] = replica.in_flight_ewma
+        row[schema.IN_FLIGHT] = own.in_flight
+        row[schema.AWAITING_FIRST_TOKEN] = own.awaiting
+        row[schema.PENDING_PREFILL_TOKENS] = own.pending_tokens
+        row[schema.CONTEXT_TOKENS] = own.context_tokens
+        row[schema.EXPECTED_REMAINING_TOKENS] = _expected_remaining_sum(state, k, c, m, mean)
+        row[schema.OLDEST_WAIT_S] = _oldest_wait(state, k, c, m, now)
+        row[schema.TTFT_EWMA_S] = own.ttft_ewma
+        row[schema.ITL_EWMA_S] = own.itl_ewma
+        row[schema.IN_FLIGHT_EWMA] = own.in_flight_ewma
         row[schema.SCRAPED_RUNNING] = replica.scraped_running
         row[schema.SCRAPED_WAITING] = replica.scraped_waiting
         row[schema.SCRAPED_KV_USAGE] = replica.scraped_kv_usage
@@ -180,6 +203,6 @@ def write_view(
         row[schema.SCRAPE_AGE_S] = now - cluster.scraped_at
         for column in range(state.static.shape[1]):
             row[schema.SPEED + column] = state.static[k, column]
-    request[schema.PROMPT_TOKENS] = state.requests[c, cluster.next_request].prompt
+    request[schema.PROMPT_TOKENS] = waiting.prompt
     request[schema.MAX_TOKENS] = cluster.max_tokens
     request[schema.EXPECTED_OUTPUT_TOKENS] = mean

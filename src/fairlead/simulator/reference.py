@@ -71,7 +71,7 @@ class Scrape:
 
 
 class Cluster:
-    """The replicas of one cluster, and what its router knows about them."""
+    """The replicas of one cluster, and what its routers know about them."""
 
     def __init__(
         self,
@@ -79,15 +79,16 @@ class Cluster:
         scrape_interval_s: float,
         max_tokens: int,
         log: list[Iteration] | None,
+        routers: int,
     ) -> None:
         """An idle cluster at time 0."""
-        self.replicas = [Replica(r, spec, log) for r, spec in enumerate(replicas)]
+        self.replicas = [Replica(r, spec, log, routers) for r, spec in enumerate(replicas)]
         self.scrape_interval_s = scrape_interval_s
         self.max_tokens = max_tokens
         self.scrapes = [Scrape() for _ in replicas]
         self.scraped_s = -math.inf
-        self.decided_s = 0.0
-        self.in_flight_ewma = [0.0 for _ in replicas]
+        self.decided_s = [0.0] * routers
+        self.in_flight_ewma = [[0.0 for _ in replicas] for _ in range(routers)]
 
     def advance(self, now_s: float) -> None:
         """Runs all replicas up to `now_s`, stopping at the last scrape on the way."""
@@ -110,29 +111,34 @@ class Cluster:
             new_preemptions=replica.preemptions - before.preemptions,
         )
 
-    def expected_output_tokens(self) -> float:
-        """Mean output of the finished requests of all replicas, with a prior."""
-        tokens = sum(replica.finished_tokens for replica in self.replicas)
-        requests = sum(replica.finished for replica in self.replicas)
+    def expected_output_tokens(self, m: int) -> float:
+        """Mean output of router m's finished requests, over all replicas, with a prior."""
+        tokens = sum(replica.finished_tokens[m] for replica in self.replicas)
+        requests = sum(replica.finished[m] for replica in self.replicas)
         return (PRIOR_REQUESTS * PRIOR_OUTPUT_TOKENS + tokens) / (PRIOR_REQUESTS + requests)
 
     def observe(self, request: InFlight) -> View:
-        """What the router sees when `request` has arrived and is not placed; once per request."""
-        now_s = request.arrival_s
-        decay = 1.0 - math.exp(-(now_s - self.decided_s) / IN_FLIGHT_TIME_CONSTANT_S)
-        self.decided_s = now_s
-        for r, replica in enumerate(self.replicas):
-            in_flight = len(replica.running) + len(replica.waiting)
-            self.in_flight_ewma[r] += decay * (in_flight - self.in_flight_ewma[r])
-        rows = [self.row(r, now_s) for r in range(len(self.replicas))]
-        columns = [request.prompt_tokens, self.max_tokens, self.expected_output_tokens()]
+        """What its router sees when `request` has arrived and is not placed; once per request."""
+        now_s, m = request.arrival_s, request.router
+        decay = 1.0 - math.exp(-(now_s - self.decided_s[m]) / IN_FLIGHT_TIME_CONSTANT_S)
+        self.decided_s[m] = now_s
+        average = self.in_flight_ewma[m]
+        for r in range(len(self.replicas)):
+            average[r] += decay * (len(self.in_flight(r, m)) - average[r])
+        rows = [self.row(r, m, now_s) for r in range(len(self.replicas))]
+        columns = [request.prompt_tokens, self.max_tokens, self.expected_output_tokens(m)]
         return View(np.array([rows], np.float64), np.array([columns], np.float64))
 
-    def row(self, r: int, now_s: float) -> list[float]:
-        """One replica's columns, in the order of `REPLICA_COLUMNS`."""
+    def in_flight(self, r: int, m: int) -> list[InFlight]:
+        """What router m has sent to replica r and not yet seen finished."""
+        replica = self.replicas[r]
+        return [request for request in [*replica.running, *replica.waiting] if request.router == m]
+
+    def row(self, r: int, m: int, now_s: float) -> list[float]:
+        """One replica's columns as router m sees them, in the order of `REPLICA_COLUMNS`."""
         replica, scrape, spec = self.replicas[r], self.scrapes[r], self.replicas[r].spec
-        expected = self.expected_output_tokens()
-        requests = [*replica.running, *replica.waiting]
+        expected = self.expected_output_tokens(m)
+        requests = self.in_flight(r, m)
         silent = [request for request in requests if request.generated == 0]
         speaking = [request for request in requests if request.generated > 0]
         return [
@@ -142,9 +148,9 @@ class Cluster:
             sum(request.prompt_tokens + request.generated for request in speaking),
             sum(max(expected - q.generated, LEAST_REMAINING_SHARE * expected) for q in requests),
             now_s - min((request.arrival_s for request in silent), default=now_s),
-            replica.ttft_ewma_s,
-            replica.itl_ewma_s,
-            self.in_flight_ewma[r],
+            replica.ttft_ewma_s[m],
+            replica.itl_ewma_s[m],
+            self.in_flight_ewma[m][r],
             scrape.running,
             scrape.waiting,
             scrape.kv_usage,
@@ -195,11 +201,13 @@ def simulate(
         replicas = from_fleet(replicas)
     _check_fit(replicas, requests)
     log: list[Iteration] | None = [] if record_iterations else None
-    cluster = Cluster(replicas, scrape_interval_s, max_tokens, log)
+    routers = np.zeros(len(requests), np.int64) if requests.router is None else requests.router
+    cluster = Cluster(replicas, scrape_interval_s, max_tokens, log, int(routers.max(initial=0)) + 1)
     columns = zip(
         requests.arrival_s.tolist(),
         requests.prompt_tokens.tolist(),
         requests.output_tokens.tolist(),
+        routers.tolist(),
         strict=True,
     )
     everyone = [InFlight(i, *row) for i, row in enumerate(columns)]

@@ -42,6 +42,8 @@ class InFlight:
     arrival_s: float
     prompt_tokens: int
     output_tokens: int
+    router: int = 0
+    """Which router sent it."""
     generated: int = 0
     """Tokens emitted so far."""
     computed: int = 0
@@ -105,7 +107,9 @@ def iteration_time(c: Coefficients, tokens: int, seqs: int, kv_tokens: int, pair
 class Replica:
     """One engine: its scheduler, its KV blocks and its clock."""
 
-    def __init__(self, index: int, spec: ReplicaSpec, log: list[Iteration] | None = None) -> None:
+    def __init__(
+        self, index: int, spec: ReplicaSpec, log: list[Iteration] | None = None, routers: int = 1
+    ) -> None:
         """An idle, empty replica; iterations are appended to `log` if there is one."""
         self.index = index
         self.spec = spec
@@ -118,13 +122,14 @@ class Replica:
         self.end_s: float | None = None
         """When the running iteration ends; None while none runs."""
         self.duration_s = 0.0
-        self.finished = 0
-        self.finished_tokens = 0
-        """Requests that have left, and the output tokens of those."""
+        self.finished = [0] * routers
+        self.finished_tokens = [0] * routers
+        """Requests of each router that have left, and the output tokens of those."""
         self.preempted: list[int] = []
         self.preemptions = 0
-        self.ttft_ewma_s = 0.0
-        self.itl_ewma_s = 0.0
+        self.ttft_ewma_s = [0.0] * routers
+        self.itl_ewma_s = [0.0] * routers
+        """As each router saw it."""
 
     def submit(self, request: InFlight) -> None:
         """A request arrives: it joins at the next boundary, which on an idle replica is now."""
@@ -232,8 +237,8 @@ class Replica:
         """Ends the running iteration: tokens are in the cache, and complete requests emit one."""
         assert self.end_s is not None
         now_s = self.end_s
-        if any(request.decoding and request.chunk for request in self.running):
-            self.itl_ewma_s = ewma(self.itl_ewma_s, self.duration_s, ITL_WEIGHT)
+        for m in {request.router for request in self.running if request.decoding and request.chunk}:
+            self.itl_ewma_s[m] = ewma(self.itl_ewma_s[m], self.duration_s, ITL_WEIGHT)
         for request in self.running:
             request.computed += request.chunk
             if request.cancelled:
@@ -250,12 +255,13 @@ class Replica:
         request.generated += 1
         if request.generated == 1:
             request.first_token_s = now_s
-            self.ttft_ewma_s = ewma(self.ttft_ewma_s, now_s - request.arrival_s, TTFT_WEIGHT)
+            before = self.ttft_ewma_s[request.router]
+            self.ttft_ewma_s[request.router] = ewma(before, now_s - request.arrival_s, TTFT_WEIGHT)
         if request.generated == request.output_tokens:
             request.finish_s = now_s
             self.leave(request)
-            self.finished += 1
-            self.finished_tokens += request.output_tokens
+            self.finished[request.router] += 1
+            self.finished_tokens[request.router] += request.output_tokens
 
     def leave(self, request: InFlight) -> None:
         """Frees the blocks of a request that leaves."""

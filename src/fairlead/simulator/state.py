@@ -21,6 +21,7 @@ REQUEST = np.dtype(
         ("prompt", "i4"),
         ("output", "i4"),
         ("generated", "i4"),  # tokens streamed, as of the last time it left the decoding batch
+        ("router", "i4"),  # which router it came to
         ("replica", "i4"),
         ("preemptions", "i4"),
         ("next_waiting", "i4"),  # waiting queue of its replica
@@ -51,22 +52,39 @@ REPLICA = np.dtype(
         ("waiting_tail", "i8"),
         ("interrupted", "i8"),  # requests that have streamed tokens but were preempted since
         ("preemptions", "i8"),
-        # ledger: what the router forwarded here and saw streamed back
-        ("in_flight", "i8"),
-        ("awaiting", "i8"),  # of these, without a first token
-        ("pending_tokens", "i8"),  # their prompts
-        ("context_tokens", "i8"),  # prompt + streamed, of the others
-        ("oldest", "i8"),  # head of the list of routed requests; finished heads are dropped lazily
-        ("newest", "i8"),
-        ("ttft_ewma", "f8"),
-        ("itl_ewma", "f8"),
-        ("in_flight_ewma", "f8"),
         # last scrape
         ("scraped_running", "i8"),
         ("scraped_waiting", "i8"),
         ("scraped_kv_usage", "f8"),
         ("scraped_preemptions", "i8"),  # counter at the last scrape
         ("scraped_new_preemptions", "i8"),  # its growth since the scrape before
+    ],
+    align=True,
+)
+
+LEDGER = np.dtype(
+    [
+        # what one router forwarded to one replica and saw streamed back
+        ("in_flight", "i8"),
+        ("awaiting", "i8"),  # of these, without a first token
+        ("decoding", "i8"),  # of these, in the replica's decoding batch
+        ("pending_tokens", "i8"),  # prompts of those without a first token
+        ("context_tokens", "i8"),  # prompt + streamed, of the others
+        ("oldest", "i8"),  # head of the list of routed requests; finished heads are dropped lazily
+        ("newest", "i8"),
+        ("ttft_ewma", "f8"),
+        ("itl_ewma", "f8"),
+        ("in_flight_ewma", "f8"),
+    ],
+    align=True,
+)
+
+ROUTER = np.dtype(
+    [
+        # what one router knows of its cluster as a whole
+        ("decided", "f8"),  # time of its last decision
+        ("finished", "i8"),
+        ("finished_tokens", "i8"),
     ],
     align=True,
 )
@@ -78,6 +96,7 @@ SLOT = np.dtype(
         ("request", "i4"),
         ("left", "i4"),  # tokens still to prefill; 0 = decoding
         ("chunk", "i4"),  # of these, in the iteration under way
+        ("router", "i4"),  # that sent it
     ],
     align=True,
 )
@@ -90,8 +109,6 @@ CLUSTER = np.dtype(
         ("scrape_interval", "f8"),
         ("scraped_at", "f8"),
         ("max_tokens", "f8"),
-        ("finished", "i8"),
-        ("finished_tokens", "i8"),
         ("awaiting", "i8"),  # requests without first token, after the last decision
         ("in_system", "i8"),  # requests not finished, after the last decision
         # events since the last decision: their number and the sum of their times
@@ -112,6 +129,10 @@ class State(NamedTuple):
     """(K,) of CLUSTER."""
     replicas: npt.NDArray[Any]
     """(K*R,) of REPLICA."""
+    ledgers: npt.NDArray[Any]
+    """(K*R, M) of LEDGER: what each of the M routers knows of each replica."""
+    routers: npt.NDArray[Any]
+    """(K, M) of ROUTER."""
     slots: npt.NDArray[Any]
     """(K*R, S) of SLOT, in order of admission."""
     phases: npt.NDArray[np.int64]
@@ -125,11 +146,15 @@ class State(NamedTuple):
     """(K*R, 5) static columns of the view."""
 
 
-def new_state(clusters: int, replicas: int, slots: int, block_size: int, requests: int) -> State:
+def new_state(
+    clusters: int, replicas: int, slots: int, block_size: int, requests: int, routers: int = 1
+) -> State:
     """An empty state; configuration fields are filled in by the caller."""
     return State(
         clusters=_records(clusters, CLUSTER),
         replicas=_records(clusters * replicas, REPLICA),
+        ledgers=_records((clusters * replicas, routers), LEDGER),
+        routers=_records((clusters, routers), ROUTER),
         slots=_records((clusters * replicas, slots), SLOT),
         phases=np.zeros((clusters * replicas, block_size), np.int64),
         requests=_records((clusters, requests), REQUEST),
@@ -139,7 +164,7 @@ def new_state(clusters: int, replicas: int, slots: int, block_size: int, request
 
 
 def _records(shape: int | tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Zeroed records; as a `recarray`, so that `array[i].field` also works uncompiled (NUMBA_DISABLE_JIT=1)."""
+    """Zeroed records; as a `recarray`, so that `array[i].field` works uncompiled (NUMBA_DISABLE_JIT=1)."""
     return np.zeros(shape, dtype).view(np.recarray)
 
 
@@ -151,8 +176,13 @@ def clear(state: State) -> None:
             replicas[field] = 0
     replicas["free_blocks"] = replicas["kv_blocks"]
     replicas["next_finish"] = NEVER
-    for field in ("waiting_head", "waiting_tail", "oldest", "newest"):
+    for field in ("waiting_head", "waiting_tail"):
         replicas[field] = NONE
+    for records in (state.ledgers, state.routers):
+        for field in records.dtype.names or ():
+            records[field] = 0
+    for field in ("oldest", "newest"):
+        state.ledgers[field] = NONE
     state.phases[:] = 0
     for field in CLUSTER.names or ():
         if field not in ("scrape_interval", "max_tokens", "random"):

@@ -25,6 +25,8 @@ class Requests:
     """(N,) at least 1."""
     output_tokens: npt.NDArray[np.int64]
     """(N,) at least 1: the first token counts."""
+    router: npt.NDArray[np.int64] | None = None
+    """(N,) which of several routers it comes to, counted from 0; None: there is one router."""
 
     def __post_init__(self) -> None:
         """Converts and validates."""
@@ -34,6 +36,8 @@ class Requests:
         object.__setattr__(self, "arrival_s", arrival)
         for name in ("prompt_tokens", "output_tokens"):
             object.__setattr__(self, name, _token_counts(name, getattr(self, name), len(arrival)))
+        if self.router is not None:
+            object.__setattr__(self, "router", _whole("router", self.router, len(arrival), 0))
         _reject("arrival_s", arrival, ~np.isfinite(arrival), "must be finite")
         _reject("arrival_s", arrival, arrival < 0, "must not be negative")
         late = np.zeros(len(arrival), dtype=np.bool_)
@@ -46,10 +50,17 @@ class Requests:
 
     def __getitem__(self, rows: slice) -> "Requests":
         """The requests of a slice; arrival times are kept as they are."""
-        return Requests(self.arrival_s[rows], self.prompt_tokens[rows], self.output_tokens[rows])
+        router = None if self.router is None else self.router[rows]
+        return Requests(self.arrival_s[rows], self.prompt_tokens[rows], self.output_tokens[rows], router)
 
 
 def _token_counts(name: str, values: npt.ArrayLike, expected: int) -> npt.NDArray[np.int64]:
+    return _whole(name, values, expected, 1, " token")
+
+
+def _whole(
+    name: str, values: npt.ArrayLike, expected: int, least: int, unit: str = ""
+) -> npt.NDArray[np.int64]:
     raw = np.asarray(values)
     if raw.shape != (expected,):
         raise FairleadError(f"{name} has shape {raw.shape}, but there are {expected} arrival times")
@@ -59,7 +70,7 @@ def _token_counts(name: str, values: npt.ArrayLike, expected: int) -> npt.NDArra
         _reject(name, numbers, ~(numbers == np.rint(numbers)), "must be a whole number")
         _reject(name, numbers, ~np.isfinite(numbers), "must be finite")
     counts = np.ascontiguousarray(raw, dtype=np.int64)
-    _reject(name, counts, counts < 1, "must be at least 1 token")
+    _reject(name, counts, counts < least, f"must be at least {least}{unit}")
     return counts
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from fairlead import rng
 from fairlead.errors import FairleadError
 from fairlead.section import Section, did_you_mean, first_problem, invalid
 from fairlead.workload.arrivals import Arrivals
@@ -118,6 +119,8 @@ class Scenario(Section):
     """The model that every replica serves."""
     replicas: tuple[ReplicaGroup, ...] = Field(min_length=1)
     """Groups of equal replicas, numbered in this order."""
+    routers: int = Field(default=1, ge=1, le=64)
+    """Routers that share the replicas, each with its share of the requests and its own ledger."""
     engine: EngineOptions = EngineOptions()
     workload: Workload
     loads: tuple[Load, ...] = Field(default=(0.5, 0.7, 0.9), min_length=1)
@@ -278,4 +281,7 @@ def generate(scenario: Scenario, *, requests: int, rate: float, seed: int, split
     if workload.max_tokens is not None:
         output_tokens = np.minimum(output_tokens, workload.max_tokens)
     arrival_s = workload.arrivals.times(requests, rate, seed, split)
-    return Requests(arrival_s, prompt_tokens, output_tokens)
+    router = None
+    if scenario.routers > 1:
+        router = rng.stream(seed, split, "routers").integers(scenario.routers, size=requests)
+    return Requests(arrival_s, prompt_tokens, output_tokens, router=router)
