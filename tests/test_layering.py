@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "workload": BASE,
     "view": BASE,
     "simulator": BASE | {"workload", "view"},
-    "env": UP_TO_SIMULATOR,
+    "env": UP_TO_SIMULATOR | {"policy"},
     "policy": BASE | {"view"},
     "evaluate": UP_TO_SIMULATOR | {"env", "policy"},
     "train": UP_TO_EVALUATE,

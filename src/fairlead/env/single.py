@@ -6,6 +6,7 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 
+from fairlead.env.reward_config import HybridReward, SafetyConfig, SojournReward
 from fairlead.env.vector import RouterVectorEnv
 from fairlead.view.preference import DEFAULT_FAVOR
 from fairlead.workload.scenario import Scenario, load_scenario
@@ -26,6 +27,8 @@ class RouterEnv(gymnasium.Env[npt.NDArray[np.float32], np.int64]):
         load: float | tuple[float, float] = (0.5, 0.95),
         favor: float = DEFAULT_FAVOR,
         episode_requests: int = 1024,
+        reward: SojournReward | HybridReward | None = None,
+        safety: SafetyConfig | None = None,
         seed: int = 0,
     ) -> None:
         """Builds the cluster of a scenario (a name, a file or an object); a number or a range of loads.
@@ -41,6 +44,8 @@ class RouterEnv(gymnasium.Env[npt.NDArray[np.float32], np.int64]):
             episode_requests=episode_requests,
             load=load if isinstance(load, tuple) else (load, load),
             favor=(favor, favor),
+            reward=reward,
+            safety=safety,
             seed=seed,
         )
         self.observation_space = self._env.single_observation_space
@@ -58,12 +63,12 @@ class RouterEnv(gymnasium.Env[npt.NDArray[np.float32], np.int64]):
         self, action: np.int64 | int
     ) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Route the request at hand; go on to the next arrival."""
-        observation, reward, _, truncated, info = self._env.step(np.array([action], np.int64))
-        shown = info["final_obs"] if truncated[0] else observation
+        observation, reward, terminated, truncated, info = self._env.step(np.array([action], np.int64))
+        shown = info["final_obs"] if truncated[0] or terminated[0] else observation
         return (
             shown[0],
             float(reward[0]),
-            False,
+            bool(terminated[0]),
             bool(truncated[0]),
             {"elapsed_s": float(info["elapsed_s"][0])},
         )

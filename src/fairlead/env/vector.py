@@ -10,14 +10,19 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from fairlead import rng
-from fairlead.env.rewards import Sojourn
+from fairlead.env.hybrid import Objectives
+from fairlead.env.interval import Watcher
+from fairlead.env.reward_config import HybridReward, SafetyConfig, SojournReward
+from fairlead.env.rewards import Shadow, component_names, make_reward, shadow_router
+from fairlead.env.safety import MONITORS, Monitors
+from fairlead.env.statistics import PERFORMANCE, Performance, RewardLog
 from fairlead.errors import FairleadError
 from fairlead.simulator import forecast
 from fairlead.simulator.capacity import capacity_rps
 from fairlead.simulator.cluster import Clusters
 from fairlead.simulator.fleet import build_fleet
 from fairlead.view.features import NUM_FEATURES, features_batch
-from fairlead.view.preference import DEFAULT_FAVOR, check_favor
+from fairlead.view.preference import DEFAULT_FAVOR, check_favor, weights
 from fairlead.workload.requests import Requests
 from fairlead.workload.scenario import Scenario, check_load, generate
 
@@ -33,10 +38,12 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
 
     STATE: the features of the view (`fairlead.view.features`), (R, F) float32 per cluster.
     ACTIONS: a replica, in [0, R). Every request is served; there is no drop action.
-    REWARD: `sojourn` (`fairlead.env.rewards`), minus weighted request-seconds between two arrivals.
-    EPISODE: `episode_requests` decisions from an empty cluster, then truncated (never terminated); the
-        next episode has new arrivals. Autoreset mode SAME_STEP: the step that truncates returns the first
-        observation of the next episode, and the last one of the old in `info["final_obs"]`.
+    REWARD: `sojourn` (`fairlead.env.rewards`), minus weighted request-seconds between two arrivals, or
+        `hybrid`.
+    EPISODE: `episode_requests` decisions from an empty cluster, then truncated; the next episode has new
+        arrivals. Terminated only if `safety.end_episode` is set and a limit was crossed. Autoreset mode
+        SAME_STEP: the step that ends it returns the first observation of the next episode, and the last
+        one of the old in `info["final_obs"]`.
     REFERENCE: Park's load balancing (Mao et al., NeurIPS 2019) for the reward; input-dependent baselines
         (Mao et al., ICLR 2019) for the groups.
 
@@ -44,7 +51,7 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
     by routing alone. Each group draws scenario (in turn), load and favor anew for each episode.
 
     `info` has `elapsed_s` (K,): seconds from the decision taken to the next one.
-    All arrays returned are fresh.
+    All arrays returned are fresh. `take_statistics` tells what happened since it was last called.
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}  # noqa: RUF012
@@ -58,6 +65,8 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
         episode_requests: int = 1024,
         load: Range = (0.5, 0.95),
         favor: Range = (DEFAULT_FAVOR, DEFAULT_FAVOR),
+        reward: SojournReward | HybridReward | None = None,
+        safety: SafetyConfig | None = None,
         seed: int = 0,
         split: str = "train",
     ) -> None:
@@ -70,6 +79,8 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
             episode_requests: decisions in an episode.
             load: range from which a group's load is drawn, as fractions of capacity.
             favor: range from which a group's point on the dial is drawn.
+            reward: which reward; `sojourn` by default.
+            safety: the limits that are watched.
             seed: of everything random here, until `reset` is given another.
             split: which random streams the requests come from.
 
@@ -92,9 +103,13 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
         self.num_envs, self.group, self.episode_requests = num_envs, group, episode_requests
         self.scenarios, self.split = tuple(scenarios), split
         self.load_range, self.favor_range = load, favor
+        self.reward_config, self.safety = reward or SojournReward(), safety or SafetyConfig()
+        self._shadow_router = shadow_router(self.reward_config)
         self._dealt = [self.scenarios[g % len(self.scenarios)] for g in range(num_envs // group)]
         self._capacity = [capacity_rps(s) for s in self._dealt]
         self._fleets = [build_fleet(s) for s in self._dealt]
+        self._slo_ttft_s = np.repeat([s.slo.ttft_s for s in self._dealt], group)
+        self._slo_tpot_s = np.repeat([s.slo.tpot_s for s in self._dealt], group)
         self.single_observation_space = spaces.Box(
             -OBSERVATION_BOUND, OBSERVATION_BOUND, (sizes[0], NUM_FEATURES), np.float32
         )
@@ -104,6 +119,10 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
         self._seed, self._episode = seed, 0
         self.favor: Floats = np.zeros(num_envs)
         self.loads: Floats = np.zeros(num_envs)
+        self._reward_log = RewardLog(component_names(self.reward_config))
+        self._performance = Performance()
+        self._crossings = np.zeros(len(MONITORS))
+        self._shadow_clusters: Clusters | None = None
         self._begin_episode(first=True)
 
     def _draw(self, name: str, bounds: Range) -> Floats:
@@ -130,8 +149,24 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
             self._scratch: Any = None
         else:
             self.clusters.load(requests, self._seed)
-        self._reward = Sojourn(self.favor)
+        self.weights = np.array([weights(float(f)) for f in self.favor])
+        self._watcher = Watcher(self.clusters)
+        self._monitors = Monitors(self.safety, self._slo_ttft_s)
+        objectives = Objectives(self.weights, self._slo_ttft_s, self._slo_tpot_s)
+        self._reward = make_reward(
+            self.reward_config, objectives, self._reward_log, self._shadow(requests), self.group
+        )
         self._episode += 1
+
+    def _shadow(self, requests: list[Requests]) -> Shadow | None:
+        """One cluster for each group, with its arrivals, under the reward's baseline router."""
+        if self._shadow_router is None:
+            return None
+        if self._shadow_clusters is None:
+            self._shadow_clusters = Clusters(self._fleets, requests, group=1, seed=self._seed)
+        else:
+            self._shadow_clusters.load(requests, self._seed)
+        return Shadow(self._shadow_clusters, self._shadow_router, self._seed)
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
@@ -158,17 +193,60 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
     ) -> tuple[npt.NDArray[np.float32], Floats, npt.NDArray[np.bool_], npt.NDArray[np.bool_], dict[str, Any]]:
         """Route one request in each cluster and go on to the next arrival."""
         before = self.clusters.state.clusters["now"].copy()
-        self.clusters.route(np.ascontiguousarray(actions, np.int64))
+        actions = np.ascontiguousarray(actions, np.int64)
+        self.clusters.route(actions)
+        self._reward.routed()
         observation = self._observe()
-        reward = self._reward.since_last_decision(self.clusters)
-        info: dict[str, Any] = {"elapsed_s": self.clusters.state.clusters["now"] - before}
-        ended = self.clusters.remaining == 1
+        elapsed = self.clusters.state.clusters["now"] - before
+        reward, terminated = self._judge(actions, elapsed)
+        info: dict[str, Any] = {"elapsed_s": elapsed}
+        ended = bool(self.clusters.remaining == 1 or terminated.any())
         if ended:
             info["final_obs"] = observation
             self._begin_episode()
             observation = self._observe()
-        truncated = np.full(self.num_envs, ended)
-        return observation, reward, np.zeros(self.num_envs, np.bool_), truncated, info
+        return observation, reward, terminated, ended & ~terminated, info
+
+    def _judge(
+        self, actions: npt.NDArray[np.int64], elapsed_s: Floats
+    ) -> tuple[Floats, npt.NDArray[np.bool_]]:
+        """Reward of the interval, and which clusters have crossed a limit that ends the episode."""
+        replicas = self.clusters.state.replicas
+        shape = (self.num_envs, self.clusters.R)
+        interval = self._watcher.interval(actions, elapsed_s)
+        reward = self._reward(self.clusters, interval)
+        crossed = self._monitors.crossed(interval, replicas["preemptions"].reshape(shape).sum(1))
+        self._crossings += crossed.sum(1)
+        self._performance.add(interval, replicas["running"])
+        unsafe: npt.NDArray[np.bool_] = np.logical_or.reduce(crossed)
+        if self.safety.penalty > 0.0:
+            reward = reward - self.safety.penalty * unsafe
+        return reward, unsafe if self.safety.end_episode else np.zeros_like(unsafe)
+
+    @property
+    def statistic_names(self) -> tuple[str, ...]:
+        """The keys of `take_statistics`."""
+        rewards = RewardLog.names(component_names(self.reward_config))
+        return (
+            *(f"reward/{name}" for name in rewards),
+            *(f"performance/{name}" for name in PERFORMANCE),
+            *(f"safety/{name}" for name in MONITORS),
+        )
+
+    def take_statistics(self) -> tuple[dict[str, float], Floats]:
+        """What happened since the last call: numbers by name, and the total rewards before any clip.
+
+        `reward/...` (`RewardLog`), `performance/...` (`PERFORMANCE`), and `safety/...`: how often each limit
+        was crossed.
+        """
+        totals = self._reward_log.totals()
+        numbers = [
+            *self._reward_log.take().values(),
+            *self._performance.take().values(),
+            *self._crossings.tolist(),
+        ]
+        self._crossings = np.zeros(len(MONITORS))
+        return dict(zip(self.statistic_names, numbers, strict=True)), totals
 
     def teacher_costs(self, w_ttft: float | None = None, w_e2e: float | None = None) -> Floats:
         """Lookahead's added cost of each choice for the requests at hand, (K, R).
@@ -178,9 +256,7 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
         if self._scratch is None:
             self._scratch = forecast.scratch_for(self.clusters.state)
         pairs = (
-            self._reward.weights
-            if w_ttft is None or w_e2e is None
-            else np.tile((w_ttft, w_e2e), (self.num_envs, 1))
+            self.weights if w_ttft is None or w_e2e is None else np.tile((w_ttft, w_e2e), (self.num_envs, 1))
         )
         out = np.empty((self.num_envs, self.clusters.R))
         forecast.added_costs_all(self.clusters.state, self._scratch, pairs, out)
