@@ -66,7 +66,7 @@ class Watcher:
     def __init__(self, clusters: Clusters) -> None:
         """Nothing is open: the clusters have just been loaded."""
         self._clusters = clusters
-        # (2, n): cluster and index of the requests that have not finished, and of those without a first token.
+        # (2, n): cluster and index of the requests without a last token, and of those without a first one.
         self._open: Ints = np.empty((2, 0), np.int64)
         self._waiting: Ints = np.empty((2, 0), np.int64)
         self._seen = np.zeros(clusters.K, np.int64)
