@@ -10,11 +10,11 @@ STAMP := $(VENV)/.installed
 DEMO_OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .DEFAULT_GOAL := help
-.PHONY: demo test check format help clean $(VENV)
+.PHONY: demo test test-vidur check format help clean $(VENV)
 
 help:  ## Show this list.
 	@echo "Targets:"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
 	@echo "Variables: PYTHON (now $(PYTHON); needs 3.11 or later), DEMO_OUT (folder for the demo's results)"
 
 # The environment is made once; it is brought up to date when the dependencies change.
@@ -42,6 +42,10 @@ demo: $(STAMP)  ## Train a router, compare it with all others, write a report (u
 
 test: check  ## Run all checks and all tests.
 	@$(BIN)/python -m pytest
+
+test-vidur: $(STAMP)  ## Install the simulator Vidur from PyPI (about 1 GB) and run the tests that need it.
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[vidur]'
+	@$(BIN)/python -m pytest -m vidur
 
 check: $(STAMP)  ## Lint, check format, types and the import order of the packages.
 	@$(BIN)/ruff check .

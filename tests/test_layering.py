@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "fairlead"
 
 BASE = {"errors", "rng", "compiled", "section"}
 UP_TO_SIMULATOR = BASE | {"workload", "view", "simulator"}
-UP_TO_EVALUATE = UP_TO_SIMULATOR | {"env", "policy", "evaluate"}
+UP_TO_EVALUATE = UP_TO_SIMULATOR | {"calibrate", "vidur", "env", "policy", "evaluate"}
 
 # Room (a package or a module right below fairlead/) -> the rooms that it may import besides itself.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -26,7 +26,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "simulator": BASE | {"workload", "view"},
     "env": UP_TO_SIMULATOR | {"policy"},
     "policy": BASE | {"view"},
-    "evaluate": UP_TO_SIMULATOR | {"env", "policy"},
+    "vidur": UP_TO_SIMULATOR | {"calibrate"},
+    "evaluate": UP_TO_SIMULATOR | {"calibrate", "vidur", "env", "policy"},
     "train": UP_TO_EVALUATE,
     "serve": BASE | {"view", "policy"},
     "emulate": UP_TO_SIMULATOR,

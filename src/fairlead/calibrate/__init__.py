@@ -1,0 +1,1 @@
+"""Iteration-time models from measurements, and written out for other simulators."""
