@@ -1,14 +1,18 @@
 """The compiled engine against its plain twin, request by request and column by column."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.simulator.tables import operator_tables, step_table
 
 from fairlead.simulator import reference
 from fairlead.simulator.cluster import Clusters
 from fairlead.simulator.fleet import Fleet, custom_fleet
 from fairlead.simulator.hardware import device, model
+from fairlead.simulator.tables import TimingModel
 from fairlead.simulator.timing import analytic
 from fairlead.view.schema import View
 from fairlead.workload.requests import Requests
@@ -17,7 +21,7 @@ A100 = analytic(model("llama-3-8b"), device("a100-80g"))
 
 
 def fleet(
-    slowdowns: list[float],
+    slowdowns: Sequence[float | TimingModel],
     *,
     blocks: int,
     budget: int,
@@ -26,7 +30,7 @@ def fleet(
     interval: float,
     routers: int = 1,
 ) -> Fleet:
-    timing = np.array([[x * c for c in A100] for x in slowdowns])
+    timing = [A100.scaled(x) if isinstance(x, float) else x for x in slowdowns]
     return custom_fleet(
         timing,
         np.full(len(slowdowns), blocks),
@@ -71,6 +75,8 @@ def assert_agree(made: Fleet, wanted: Requests, choices: np.ndarray) -> int:
     )
     cluster, views = compiled(made, wanted, choices)
     fast = cluster.outcomes(0)
+    assert fast.scheduled_s is not None
+    np.testing.assert_allclose(fast.scheduled_s, plain.scheduled_s, rtol=1e-9)
     np.testing.assert_allclose(fast.first_token_s, plain.first_token_s, rtol=1e-9)
     np.testing.assert_allclose(fast.finish_s, plain.finish_s, rtol=1e-9)
     np.testing.assert_array_equal(fast.preemptions, plain.preemptions)
@@ -95,6 +101,21 @@ def test_engine_agrees_with_the_twin_under_preemption(seed: int) -> None:
     wanted = requests(seed, 300, 6.0, 500)
     choices = np.random.default_rng(seed + 100).integers(0, 2, 300)
     assert assert_agree(made, wanted, choices) > 50
+
+
+@pytest.mark.parametrize("blocks", [2000, 90])
+def test_engine_agrees_with_the_twin_by_tables(blocks: int) -> None:
+    models: list[TimingModel | float] = [
+        step_table(),
+        operator_tables(),
+        operator_tables(recent=True),
+        A100,
+        step_table(kv_s=0.0),
+    ]
+    made = fleet(models, blocks=blocks, budget=256, seqs=48, block_size=16, interval=0.5)
+    wanted = requests(blocks, 300, 8.0, 400)
+    choices = np.random.default_rng(blocks).integers(0, 5, 300)
+    assert (assert_agree(made, wanted, choices) > 20) == (blocks == 90)
 
 
 @settings(max_examples=60, deadline=None)

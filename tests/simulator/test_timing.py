@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fairlead.errors import FairleadError
 from fairlead.simulator.hardware import DEVICES, MODELS
-from fairlead.simulator.reference_replica import iteration_time as plain_iteration_time
+from fairlead.simulator.reference_timing import iteration_time as plain_iteration_time
 from fairlead.simulator.timing import TIMING_FIELDS, Coefficients, analytic, iteration_time, kv_blocks
 
 LLAMA, A100 = MODELS["llama-3-8b"], DEVICES["a100-80g"]

@@ -64,7 +64,8 @@ def measure_capacity_rps(scenario: Scenario) -> float:
     """As `capacity_rps`, measured anew."""
     fleet = build_fleet(scenario)
     backlog = _backlog(scenario)
-    signatures = np.column_stack([fleet.timing, fleet.kv_blocks])
+    tables = [0 if table is None else id(table) for table in fleet.tables]
+    signatures = np.column_stack([fleet.timing, fleet.kv_blocks, np.unique(tables, return_inverse=True)[1]])
     _, index, counts = np.unique(signatures, axis=0, return_index=True, return_counts=True)
     return sum(n * saturated_rps(fleet.one(int(r)), backlog) for r, n in zip(index, counts, strict=True))
 

@@ -15,9 +15,11 @@ from fairlead import rng
 from fairlead.compiled import njit, prange, signed
 from fairlead.errors import FairleadError
 from fairlead.simulator import engine, ledger
+from fairlead.simulator.batch_time import NO_TABLE, pack
 from fairlead.simulator.fleet import Fleet
 from fairlead.simulator.outcomes import Outcomes
 from fairlead.simulator.state import State, clear, new_state
+from fairlead.simulator.tables import Limits, OperatorTables, StepTable
 from fairlead.view.schema import NUM_REPLICA_COLUMNS, NUM_REQUEST_COLUMNS, View
 from fairlead.workload.requests import Requests
 
@@ -56,7 +58,10 @@ class Clusters:
             raise FairleadError("clusters that run together need the same number of routers")
         slots = max(f.max_num_seqs for f in fleets)
         block = max(f.block_size for f in fleets)
-        self.state = new_state(self.K, self.R, slots, block, self.N, self.M)
+        # One copy of each table, however many replicas use it.
+        tables = {id(table): table for fleet in fleets for table in fleet.tables if table is not None}
+        self.state = new_state(self.K, self.R, slots, block, self.N, self.M, pack(list(tables.values())))
+        self._tables = list(tables.values())
         for g, fleet in enumerate(fleets):
             self._configure(g, fleet)
         self.load(requests, seed)
@@ -70,6 +75,8 @@ class Clusters:
         state.clusters["max_tokens"][g * width : (g + 1) * width] = fleet.max_tokens
         rows = slice(g * width * self.R, (g + 1) * width * self.R)
         state.timing[rows] = np.tile(fleet.timing, (width, 1))
+        places = [NO_TABLE if t is None else _place(t, self._tables) for t in fleet.tables]
+        state.replicas["table"][rows] = np.tile(places, width)
         state.static[rows] = np.tile(fleet.static, (width, 1))
         state.replicas["kv_blocks"][rows] = np.tile(fleet.kv_blocks, width)
         state.replicas["token_budget"][rows] = fleet.token_budget
@@ -86,12 +93,21 @@ class Clusters:
             rows = slice(g * width, (g + 1) * width)
             _check_fits(arrivals, int(capacity[g * width]))
             _check_routers(arrivals, self.M)
+            self._check_tables(g, arrivals)
             state.requests["arrival"][rows] = arrivals.arrival_s
             state.requests["prompt"][rows] = arrivals.prompt_tokens
             state.requests["output"][rows] = arrivals.output_tokens
             state.requests["router"][rows] = 0 if arrivals.router is None else arrivals.router
         words = [rng.word(seed, "cluster", c) for c in range(self.K)]
         state.clusters["random"] = np.array(words, np.uint64)
+
+    def _check_tables(self, g: int, requests: Requests) -> None:
+        """No batch of this run may be larger than what a table covers."""
+        longest = int((requests.prompt_tokens + requests.output_tokens).max(initial=1))
+        for replica in self.state.replicas[g * self.group * self.R :][: self.R]:
+            if replica.table != NO_TABLE:
+                tokens = max(int(replica.token_budget), int(replica.max_seqs))
+                self._tables[replica.table].check(Limits(tokens, int(replica.max_seqs), longest))
 
     @property
     def remaining(self) -> int:
@@ -126,11 +142,16 @@ class Clusters:
             prompt_tokens=row["prompt"].astype(np.int64),
             output_tokens=row["output"].astype(np.int64),
             replica=row["replica"].astype(np.int64),
+            scheduled_s=row["scheduled"].copy(),
             first_token_s=row["first_token"].copy(),
             finish_s=row["finish"].copy(),
             preemptions=row["preemptions"].astype(np.int64),
             num_replicas=self.R,
         )
+
+
+def _place(table: StepTable | OperatorTables, tables: list[StepTable | OperatorTables]) -> int:
+    return next(i for i, other in enumerate(tables) if other is table)
 
 
 def _check_fits(requests: Requests, capacity: int) -> None:

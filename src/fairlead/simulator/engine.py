@@ -12,8 +12,9 @@ import math
 
 from fairlead.compiled import njit
 from fairlead.simulator import ledger
+from fairlead.simulator.batch_time import Batch, batch_time, decode_times
 from fairlead.simulator.state import NEVER, NONE, State
-from fairlead.simulator.timing import KV_S, iteration_time
+from fairlead.simulator.tables import KV_BUCKET
 
 
 @njit()
@@ -81,19 +82,18 @@ def can_admit(state: State, k: int, c: int) -> bool:
 def decode_leap(state: State, k: int, c: int, until: float) -> None:
     """Do at once all decode iterations that end by `until` and before anything else can happen.
 
-    The batch stays as it is, so the i-th iteration lasts a + g i (the KV tokens read grow by the
-    batch size) and m of them last m a + g m (m - 1) / 2. Nothing else happens before the first
-    request finishes or the KV cache is full; a head of the queue that is blocked stays blocked,
-    because free blocks only become fewer.
+    The batch stays as it is, so the i-th iteration lasts a + g i (`decode_times`; where that holds for
+    some iterations only, the leap ends with them) and m of them last m a + g m (m - 1) / 2. Nothing else
+    happens before the first request finishes or the KV cache is full; a head of the queue that is blocked
+    stays blocked, because free blocks only become fewer.
     """
     replica = state.replicas[k]
     n = replica.running
-    a = iteration_time(state.timing[k], n, n, replica.kv_tokens + n, 0.0)
+    a, g, limit = decode_times(state, k, n, replica.kv_tokens + n, replica.next_finish - replica.tick)
     span = until - replica.clock
     if a > span:
         return
-    g = state.timing[k, KV_S] * n
-    steps = _steps_until_blocks_run_out(state, k, replica.next_finish - replica.tick)
+    steps = _steps_until_blocks_run_out(state, k, limit)
     if span < 1e300:
         if g > 0.0:
             b = a - 0.5 * g
@@ -167,15 +167,33 @@ def schedule(state: State, k: int, c: int) -> None:
     tokens = decoding
     sequences = decoding
     pairs = 0.0
+    squares = 0
+    behind = 0
+    behind_rounded = 0
     for j in range(decoding, replica.running):
         slot = state.slots[k, j]
         if slot.chunk > 0:
             request = state.requests[c, slot.request]
+            chunk = int(slot.chunk)
             done = request.prompt + request.generated - slot.left
-            tokens += slot.chunk
+            tokens += chunk
             sequences += 1
-            pairs += slot.chunk * (done + 0.5 * (slot.chunk + 1.0))
-    replica.duration = iteration_time(state.timing[k], tokens, sequences, replica.kv_tokens + decoding, pairs)
+            pairs += chunk * (done + 0.5 * (chunk + 1.0))
+            squares += chunk * chunk
+            behind += done
+            behind_rounded += blocks_of(done, KV_BUCKET) * KV_BUCKET
+    batch = Batch(
+        tokens,
+        sequences,
+        decoding,
+        replica.kv_tokens + decoding,
+        pairs,
+        sequences - decoding,
+        squares,
+        behind,
+        behind_rounded,
+    )
+    replica.duration = batch_time(state, k, batch)
     replica.clock += replica.duration
     replica.busy = True
 
@@ -294,6 +312,8 @@ def _admit(state: State, k: int, c: int, budget: int) -> None:
             return
         replica.waiting_head = request.next_waiting
         replica.waiting -= 1
+        if math.isnan(request.scheduled):
+            request.scheduled = replica.clock
         slot = state.slots[k, replica.running]
         slot.request = i
         slot.left = known

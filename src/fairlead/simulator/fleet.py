@@ -1,12 +1,17 @@
 """The replicas of one cluster as arrays: coefficients, limits and declared facts."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from fairlead.errors import FairleadError
 from fairlead.simulator.hardware import device, model
-from fairlead.simulator.timing import NUM_TIMING_FIELDS, analytic, iteration_time, kv_blocks
+from fairlead.simulator.reference_timing import Scheduled, batch_seconds
+from fairlead.simulator.tables import OperatorTables, StepTable, TimingModel, reach
+from fairlead.simulator.timing import NUM_TIMING_FIELDS, Coefficients, analytic, kv_blocks
+from fairlead.simulator.timing_files import read_timing
 from fairlead.workload.scenario import Scenario
 
 STATIC_COLUMNS = 5
@@ -22,7 +27,7 @@ class Fleet:
     """R replicas: how fast each is, what it can hold, and what is declared about it to the router."""
 
     timing: npt.NDArray[np.float64]
-    """(R, 7) coefficients of the iteration time, as in `timing.Coefficients`."""
+    """(R, 7) coefficients of the iteration time, as in `timing.Coefficients`; zeros where a table is used."""
     kv_blocks: npt.NDArray[np.int64]
     """(R,) size of the KV cache in blocks."""
     static: npt.NDArray[np.float64]
@@ -34,6 +39,16 @@ class Fleet:
     max_tokens: int = 0
     routers: int = 1
     """M routers that share the replicas."""
+    tables: tuple[StepTable | OperatorTables | None, ...] = ()
+    """(R,) the table that a replica runs by, if it does; replicas that are alike share one object."""
+
+    def __post_init__(self) -> None:
+        """No tables stands for none on any replica."""
+        object.__setattr__(self, "tables", self.tables or (None,) * len(self.kv_blocks))
+
+    def model(self, replica: int) -> TimingModel:
+        """How long the iterations of one replica take."""
+        return self.tables[replica] or Coefficients(*(float(c) for c in self.timing[replica]))
 
     @property
     def num_replicas(self) -> int:
@@ -43,27 +58,38 @@ class Fleet:
     def one(self, replica: int) -> "Fleet":
         """The fleet that consists of one of the replicas, behind one router."""
         rows = slice(replica, replica + 1)
-        return Fleet(
-            self.timing[rows],
-            self.kv_blocks[rows],
-            self.static[rows],
-            self.token_budget,
-            self.max_num_seqs,
-            self.block_size,
-            self.scrape_interval_s,
-            self.max_tokens,
+        return replace(
+            self,
+            timing=self.timing[rows],
+            kv_blocks=self.kv_blocks[rows],
+            static=self.static[rows],
+            tables=self.tables[rows],
+            routers=1,
         )
 
 
-def nominal_iteration_s(timing: npt.NDArray[np.float64]) -> float:
+def nominal_iteration_s(model: TimingModel) -> float:
     """Time of a typical mixed iteration, s: the measure of a replica's speed.
 
-    32 decodes with a context of 1,000 tokens each, and a prompt of 512 tokens.
+    32 decodes with a context of 1,000 tokens each, and a prompt of 512 tokens; where a table ends before
+    that, as much of it as there is.
     """
-    tokens = _NOMINAL_PREFILL + _NOMINAL_DECODES
-    pairs = _NOMINAL_PREFILL * (_NOMINAL_PREFILL + 1) / 2
-    kv_tokens = _NOMINAL_DECODES * _NOMINAL_CONTEXT
-    return float(iteration_time(timing, tokens, _NOMINAL_DECODES + 1, kv_tokens, pairs))
+    end = reach(model)
+    decodes = min(_NOMINAL_DECODES, end.sequences - 1, end.tokens - 1)
+    decode = Scheduled(1, min(_NOMINAL_CONTEXT, end.context) - 1, decoding=True)
+    prompt = Scheduled(min(_NOMINAL_PREFILL, end.tokens - decodes), 0, decoding=False)
+    return batch_seconds(model, [*[decode] * decodes, prompt])
+
+
+def prefill_tokens_per_s(model: TimingModel, budget: int) -> float:
+    """Rate at which prompts alone are computed, a full budget (or table) at a time."""
+    tokens = min(budget, reach(model).tokens)
+    return tokens / batch_seconds(model, [Scheduled(tokens, 0, decoding=False)])
+
+
+def decode_iteration_s(model: TimingModel) -> float:
+    """Time of a decode iteration of one request with no context, s."""
+    return batch_seconds(model, [Scheduled(1, -1, decoding=True)])
 
 
 def build_fleet(scenario: Scenario) -> Fleet:
@@ -74,20 +100,19 @@ def build_fleet(scenario: Scenario) -> Fleet:
     """
     facts = model(scenario.model)
     engine = scenario.engine
-    groups = [
-        (
-            analytic(facts, device(group.device), group.tensor_parallel, group.slowdown),
-            kv_blocks(facts, device(group.device), group.tensor_parallel, engine),
-            group.count,
-        )
-        for group in scenario.replicas
-    ]
-    timing = np.array([list(coefficients) for coefficients, _, n in groups for _ in range(n)])
-    blocks = np.array([blocks for _, blocks, n in groups for _ in range(n)], dtype=np.int64)
-    assert timing.shape == (scenario.num_replicas, NUM_TIMING_FIELDS)
+    models: list[TimingModel] = []
+    blocks: list[int] = []
+    for group in scenario.replicas:
+        hardware = device(group.device)
+        blocks += [kv_blocks(facts, hardware, group.tensor_parallel, engine)] * group.count
+        if group.timing is None:
+            made: TimingModel = analytic(facts, hardware, group.tensor_parallel, group.slowdown)
+        else:
+            made = read_timing(group.timing).scaled(group.slowdown)
+        models += [made] * group.count
     return custom_fleet(
-        timing,
-        blocks,
+        models,
+        np.array(blocks, np.int64),
         token_budget=engine.max_num_batched_tokens,
         max_num_seqs=engine.max_num_seqs,
         block_size=engine.block_size,
@@ -99,7 +124,7 @@ def build_fleet(scenario: Scenario) -> Fleet:
 
 
 def custom_fleet(
-    timing: npt.NDArray[np.float64],
+    timing: npt.NDArray[np.float64] | Sequence[TimingModel],
     blocks: npt.NDArray[np.int64],
     *,
     token_budget: int,
@@ -110,25 +135,26 @@ def custom_fleet(
     max_tokens: int = 0,
     routers: int = 1,
 ) -> Fleet:
-    """A fleet from coefficients (R, 7) and KV blocks (R,); declared facts are derived from them.
+    """A fleet from iteration-time models and KV blocks (R,); declared facts are derived from them.
 
-    The reference replica is the fastest one. Undeclared speeds: all replicas are said to be like it.
+    `timing` holds a model for each replica, or their coefficients (R, 7). The reference replica is the
+    fastest one. Undeclared speeds: all replicas are said to be like it.
     """
-    nominal = np.array([nominal_iteration_s(row) for row in timing])
+    models = [_as_model(row) for row in timing]
+    nominal = np.array([nominal_iteration_s(row) for row in models])
     reference = int(np.argmin(nominal))
-    declared = timing if speeds_declared else np.repeat(timing[reference : reference + 1], len(timing), 0)
-    static = np.empty((len(timing), STATIC_COLUMNS))
+    declared = models if speeds_declared else [models[reference]] * len(models)
+    static = np.empty((len(models), STATIC_COLUMNS))
     for r, row in enumerate(declared):
-        full = iteration_time(row, token_budget, 1, 0, token_budget * (token_budget + 1) / 2)
         static[r] = (
             nominal[reference] / nominal_iteration_s(row),
-            token_budget / full,
-            iteration_time(row, 1, 1, 0, 0),
+            prefill_tokens_per_s(row, token_budget),
+            decode_iteration_s(row),
             blocks[r] * block_size,
             max_num_seqs,
         )
     return Fleet(
-        np.ascontiguousarray(timing, np.float64),
+        np.array([row if isinstance(row, Coefficients) else [0.0] * NUM_TIMING_FIELDS for row in models]),
         np.ascontiguousarray(blocks, np.int64),
         static,
         token_budget,
@@ -137,4 +163,15 @@ def custom_fleet(
         scrape_interval_s,
         max_tokens,
         routers,
+        tuple(None if isinstance(row, Coefficients) else row for row in models),
     )
+
+
+def _as_model(row: TimingModel | npt.NDArray[np.float64]) -> TimingModel:
+    if isinstance(row, np.ndarray):
+        if row.shape != (NUM_TIMING_FIELDS,):
+            raise FairleadError(
+                f"a row of coefficients has shape {row.shape}: give {NUM_TIMING_FIELDS} numbers"
+            )
+        return Coefficients(*(float(c) for c in row))
+    return row

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from fairlead.compiled import njit, prange, signed
 from fairlead.simulator import engine, ledger
+from fairlead.simulator.batch_time import Tables
 from fairlead.simulator.state import NEVER, State, new_state
 
 NO_SCRATCH = new_state(1, 1, 1, 1, 1)
@@ -23,7 +24,8 @@ NO_SCRATCH = new_state(1, 1, 1, 1, 1)
 def scratch_for(state: State) -> State:
     """A scratch replica for each cluster of `state`, to simulate forecasts in."""
     clusters, requests = state.requests.shape
-    return new_state(clusters, 1, state.slots.shape[1], state.phases.shape[1], requests + 1)
+    sizes = state.slots.shape[1], state.phases.shape[1], requests + 1
+    return new_state(clusters, 1, *sizes, Tables(state.tables, state.table_values))
 
 
 @njit()
@@ -80,6 +82,8 @@ def _copy_replica(state: State, k: int, c: int, scratch: State) -> int:
     # Loops, because array assignments would compile their error messages too.
     for phase in range(scratch.phases.shape[1]):
         scratch.phases[c, phase] = 0
+    replica.table = source.table
+    replica.pace = 1.0
     for coefficient in range(scratch.timing.shape[1]):
         scratch.timing[c, coefficient] = state.timing[k, coefficient]
     waiting = state.requests[c, state.clusters[c].next_request]

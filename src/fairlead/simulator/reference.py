@@ -14,7 +14,6 @@ import numpy.typing as npt
 from fairlead.errors import FairleadError
 from fairlead.simulator.fleet import Fleet
 from fairlead.simulator.reference_replica import InFlight, Iteration, Replica, ReplicaSpec, Slot
-from fairlead.simulator.timing import Coefficients
 from fairlead.view.schema import NUM_REPLICA_COLUMNS, NUM_REQUEST_COLUMNS, View
 from fairlead.workload.requests import Requests
 
@@ -44,6 +43,7 @@ class Result:
     """What happened to the N requests of a run."""
 
     replica: npt.NDArray[np.int64]
+    scheduled_s: npt.NDArray[np.float64]
     first_token_s: npt.NDArray[np.float64]
     finish_s: npt.NDArray[np.float64]
     preemptions: npt.NDArray[np.int64]
@@ -228,6 +228,7 @@ def simulate(
         engine.advance(math.inf)
     return Result(
         replica=np.array(placed, np.int64),
+        scheduled_s=np.array([request.scheduled_s for request in everyone]),
         first_token_s=np.array([request.first_token_s for request in everyone]),
         finish_s=np.array([request.finish_s for request in everyone]),
         preemptions=np.array([request.preemptions for request in everyone], np.int64),
@@ -247,7 +248,7 @@ def from_fleet(fleet: Fleet) -> list[ReplicaSpec]:
     """The replicas of a `Fleet`, one by one."""
     return [
         ReplicaSpec(
-            timing=Coefficients(*(float(c) for c in fleet.timing[r])),
+            timing=fleet.model(r),
             token_budget=fleet.token_budget,
             max_seqs=fleet.max_num_seqs,
             block_size=fleet.block_size,

@@ -9,7 +9,8 @@ import math
 from collections import deque
 from dataclasses import dataclass
 
-from fairlead.simulator.timing import Coefficients
+from fairlead.simulator.reference_timing import Scheduled, batch_seconds
+from fairlead.simulator.tables import TimingModel
 
 TTFT_WEIGHT = 0.2
 """Weight of the newest first token in `ttft_ewma_s`."""
@@ -21,7 +22,7 @@ ITL_WEIGHT = 0.05
 class ReplicaSpec:
     """What one replica is: its speed, its limits, and what is declared about it."""
 
-    timing: Coefficients
+    timing: TimingModel
     token_budget: int
     """Most new tokens in one iteration (`max_num_batched_tokens`)."""
     max_seqs: int
@@ -52,6 +53,8 @@ class InFlight:
     """Tokens processed in the running iteration."""
     decoding: bool = False
     """Its prompt (after a preemption: prompt and emitted tokens) has been computed."""
+    scheduled_s: float = math.nan
+    """When it was first in a batch."""
     first_token_s: float = math.nan
     finish_s: float = math.nan
     preemptions: int = 0
@@ -90,18 +93,6 @@ class Iteration:
     waiting: tuple[int, ...]
     """Requests still waiting after its batch was formed, in order."""
     free_blocks: int
-
-
-def iteration_time(c: Coefficients, tokens: int, seqs: int, kv_tokens: int, pairs: float) -> float:
-    """Duration of one iteration, s; the formula is explained in `timing`."""
-    return (
-        c.base_s
-        + max(c.weights_s, c.token_s * tokens)
-        + c.comm_s * tokens
-        + c.seq_s * seqs
-        + c.kv_s * kv_tokens
-        + c.pair_s * pairs
-    )
 
 
 class Replica:
@@ -175,15 +166,11 @@ class Replica:
             self.admit(budget)
         batch = [request for request in self.running if request.chunk]
         assert batch, "a replica with work always computes something"
-        decodes = [request for request in batch if request.decoding]
-        prefills = [request for request in batch if not request.decoding]
-        self.duration_s = iteration_time(
-            self.spec.timing,
-            tokens=sum(request.chunk for request in batch),
-            seqs=len(batch),
-            kv_tokens=sum(request.computed + 1 for request in decodes),
-            pairs=sum(r.chunk * r.computed + r.chunk * (r.chunk + 1) / 2 for r in prefills),
-        )
+        scheduled = [Scheduled(request.chunk, request.computed, request.decoding) for request in batch]
+        self.duration_s = batch_seconds(self.spec.timing, scheduled)
+        for request in batch:
+            if math.isnan(request.scheduled_s):
+                request.scheduled_s = self.boundary_s
         self.end_s = self.boundary_s + self.duration_s
         if self.log is not None:
             self.log.append(self._as_iteration())

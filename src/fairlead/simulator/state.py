@@ -10,12 +10,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fairlead.simulator.batch_time import NO_TABLES, Tables
+
 NONE = -1
 NEVER = np.iinfo(np.int64).max
 
 REQUEST = np.dtype(
     [
         ("arrival", "f8"),
+        ("scheduled", "f8"),  # when it was first in a batch; NaN until it happened
         ("first_token", "f8"),  # NaN until it happened
         ("finish", "f8"),  # NaN until it happened
         ("prompt", "i4"),
@@ -37,6 +40,8 @@ REPLICA = np.dtype(
         ("max_seqs", "i8"),
         ("block_size", "i8"),
         ("kv_blocks", "i8"),
+        ("table", "i8"),  # index into `tables`, or NO_TABLE: it runs by its coefficients
+        ("pace", "f8"),  # every iteration that starts while it is p lasts p times as long
         # engine
         ("clock", "f8"),  # end of the iteration under way, else the last boundary
         ("duration", "f8"),  # of the iteration under way
@@ -88,6 +93,9 @@ ROUTER = np.dtype(
     ],
     align=True,
 )
+
+CONFIGURATION = ("token_budget", "max_seqs", "block_size", "kv_blocks", "table")
+"""The fields of REPLICA that are the same for every run."""
 
 SLOT = np.dtype(
     [
@@ -141,13 +149,23 @@ class State(NamedTuple):
     requests: npt.NDArray[Any]
     """(K, N) of REQUEST."""
     timing: npt.NDArray[np.float64]
-    """(K*R, 7) coefficients of the iteration time."""
+    """(K*R, 7) coefficients of the iteration time, where a replica has no table."""
+    tables: npt.NDArray[Any]
+    """(M,) of TABLE: iteration times of the other replicas."""
+    table_values: npt.NDArray[np.float64]
+    """(V,) the numbers of all tables."""
     static: npt.NDArray[np.float64]
     """(K*R, 5) static columns of the view."""
 
 
 def new_state(
-    clusters: int, replicas: int, slots: int, block_size: int, requests: int, routers: int = 1
+    clusters: int,
+    replicas: int,
+    slots: int,
+    block_size: int,
+    requests: int,
+    routers: int = 1,
+    tables: Tables = NO_TABLES,
 ) -> State:
     """An empty state; configuration fields are filled in by the caller."""
     return State(
@@ -159,6 +177,8 @@ def new_state(
         phases=np.zeros((clusters * replicas, block_size), np.int64),
         requests=_records((clusters, requests), REQUEST),
         timing=np.zeros((clusters * replicas, 7)),
+        tables=tables.tables,
+        table_values=tables.values,
         static=np.zeros((clusters * replicas, 5)),
     )
 
@@ -172,8 +192,9 @@ def clear(state: State) -> None:
     """Empty every queue and cache; requests, configuration and random states are kept."""
     replicas, clusters, requests = state.replicas, state.clusters, state.requests
     for field in REPLICA.names or ():
-        if field not in ("token_budget", "max_seqs", "block_size", "kv_blocks"):
+        if field not in CONFIGURATION:
             replicas[field] = 0
+    replicas["pace"] = 1.0
     replicas["free_blocks"] = replicas["kv_blocks"]
     replicas["next_finish"] = NEVER
     for field in ("waiting_head", "waiting_tail"):
@@ -188,6 +209,7 @@ def clear(state: State) -> None:
         if field not in ("scrape_interval", "max_tokens", "random"):
             clusters[field] = 0
     clusters["scraped_at"] = -1.0
+    requests["scheduled"] = np.nan
     requests["first_token"] = np.nan
     requests["finish"] = np.nan
     requests["generated"] = 0

@@ -67,6 +67,10 @@ class Coefficients(NamedTuple):
     pair_s: float
     """s per query-key pair of a prefill chunk."""
 
+    def scaled(self, factor: float) -> "Coefficients":
+        """The same with all times multiplied."""
+        return Coefficients(*(factor * c for c in self))
+
 
 TIMING_FIELDS: tuple[str, ...] = Coefficients._fields
 NUM_TIMING_FIELDS = len(TIMING_FIELDS)
@@ -118,7 +122,7 @@ def analytic(model: Model, device: Device, tensor_parallel: int = 1, slowdown: f
         kv_s=model.kv_bytes_per_token / bandwidth,
         pair_s=4 * model.layers * model.heads * model.head_dim / (n * device.flops * ATTENTION_EFFICIENCY),
     )
-    return Coefficients(*(slowdown * c for c in coefficients))
+    return coefficients.scaled(slowdown)
 
 
 @njit()

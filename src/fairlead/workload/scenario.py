@@ -22,6 +22,7 @@ from fairlead.workload.arrivals import Arrivals
 from fairlead.workload.lengths import LengthModel
 from fairlead.workload.requests import Requests
 from fairlead.workload.tables import table_text
+from fairlead.workload.timing import TIMING_FILES, TimingSection
 
 SPLITS = ("train", "validate", "evaluate")
 """What a run is for: the first name of its random streams."""
@@ -52,6 +53,8 @@ class ReplicaGroup(Section):
     """Devices per replica."""
     slowdown: float = Field(default=1.0, gt=0, le=1000)
     """Every iteration takes this many times as long as on the healthy device."""
+    timing: TimingSection | None = None
+    """How long iterations take; default: derived from the facts about model and device."""
 
 
 class EngineOptions(Section):
@@ -163,8 +166,9 @@ def _by_content(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     found = {key: _by_content(each) for key, each in value.items()}
-    if isinstance(found.get("path"), str):
-        found["path"] = _digest(_read_bytes(Path(found["path"])))
+    for key in ("path", *TIMING_FILES):
+        if isinstance(found.get(key), str):
+            found[key] = _digest(_read_bytes(Path(found[key])))
     if isinstance(found.get("table"), str):
         found["table"] = _digest(table_text(found["table"]).encode())
     return found
