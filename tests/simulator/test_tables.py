@@ -27,7 +27,7 @@ MODELS: list[TimingModel] = [AFFINE, step_table(), operator_tables(), operator_t
 
 def state_of(models: list[TimingModel], pace: float) -> State:
     tables = [model for model in models if not isinstance(model, Coefficients)]
-    state = new_state(1, len(models), 1, 16, 1, pack(tables))
+    state = new_state(1, len(models), 1, 16, 1, tables=pack(tables))
     state.replicas["pace"] = pace
     state.replicas["table"] = [
         -1 if isinstance(model, Coefficients) else tables.index(model) for model in models
