@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 # Only here may the training extra be imported at the top of a module: without it, the rest still works.
 TRAINING_EXTRA = {"torch", "onnx", "tensorboard"}
-NEEDS_TRAINING_EXTRA = ("train/", "policy/network.py", "bench/training.py")
+NEEDS_TRAINING_EXTRA = ("train/", "policy/layers.py", "policy/network.py", "bench/training.py")
 
 
 def modules(package: Path) -> dict[str, Path]:

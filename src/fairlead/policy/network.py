@@ -1,16 +1,15 @@
 """The policy network: one score per replica, the same weights for any number of replicas.
 
-A two-layer encoder shared by all replicas (27 -> 64 -> 64 by default), one single-head self-attention
-layer across the replicas with a residual, and a score per replica. The critic has an encoder of its own.
-Nothing depends on a replica's index: permuting the replicas permutes the scores and leaves the value.
+By default a two-layer encoder shared by all replicas (F -> 64 -> 64), one single-head self-attention layer
+across the replicas with a residual, and a score per replica. The critic has an encoder of its own. Nothing
+depends on a replica's index: permuting the replicas permutes the scores and leaves the value.
 
-About 100 kFLOP forward per decision at 4 replicas. The attention is written as plain matrix products:
-at this size they are faster on a CPU than the fused kernels, and `fairlead.policy.artefact` can write them as
-they are.
+About 100 kFLOP forward per decision at 4 replicas. Options: layer normalisation, a projection of the
+features, several heads and layers of attention or none, a GRU that remembers earlier decisions
+(`fairlead.policy.layers`).
 """
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -18,91 +17,35 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from fairlead.view.features import NUM_FEATURES, features_batch
+from fairlead.policy.layers import MASKED, Architecture, Attention, Head, Trunk, pool
+from fairlead.view.features import FEATURES, NUM_FEATURES, features_batch
 from fairlead.view.preference import DEFAULT_FAVOR, check_favor
 from fairlead.view.schema import View
 
-
-def _orthogonal(layer: nn.Linear, gain: float, generator: torch.Generator) -> None:
-    nn.init.orthogonal_(layer.weight, gain, generator)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-
-
-class Trunk(nn.Module):
-    """Embeddings of replicas that know of each other: (B, R, F) -> (B, R, hidden)."""
-
-    def __init__(self, features: int, hidden: int, attention: int, generator: torch.Generator) -> None:
-        """`attention` is the width of query, key and value."""
-        super().__init__()
-        self.attention = attention
-        self.encoder_1 = nn.Linear(features, hidden)
-        self.encoder_2 = nn.Linear(hidden, hidden)
-        self.query_key_value = nn.Linear(hidden, 3 * attention, bias=False)
-        self.mix = nn.Linear(attention, hidden, bias=False)
-        _orthogonal(self.encoder_1, math.sqrt(2), generator)
-        _orthogonal(self.encoder_2, math.sqrt(2), generator)
-        _orthogonal(self.query_key_value, 1.0, generator)
-        _orthogonal(self.mix, 1.0, generator)
-
-    def forward(self, observation: Tensor) -> Tensor:
-        """Encode each replica, then let each attend to all."""
-        embedding = torch.relu(self.encoder_2(torch.relu(self.encoder_1(observation))))
-        query, key, value = self.query_key_value(embedding).split(self.attention, -1)
-        scores = query @ key.transpose(1, 2) * (1 / math.sqrt(self.attention))
-        mixed: Tensor = embedding + self.mix(torch.softmax(scores, -1) @ value)
-        return mixed
-
-
-class Head(nn.Module):
-    """A two-layer perceptron, hidden/2 wide, with one output: (..., hidden) -> (...)."""
-
-    def __init__(self, hidden: int, gain: float, generator: torch.Generator) -> None:
-        """`gain` is the scale of the last layer; 0 makes the output exactly zero."""
-        super().__init__()
-        self.layer_1 = nn.Linear(hidden, hidden // 2)
-        self.layer_2 = nn.Linear(hidden // 2, 1)
-        _orthogonal(self.layer_1, math.sqrt(2), generator)
-        if gain == 0.0:
-            nn.init.zeros_(self.layer_2.weight)
-            nn.init.zeros_(self.layer_2.bias)
-        else:
-            _orthogonal(self.layer_2, gain, generator)
-
-    def forward(self, embedding: Tensor) -> Tensor:
-        """One number per embedding."""
-        output: Tensor = self.layer_2(torch.relu(self.layer_1(embedding))).squeeze(-1)
-        return output
+AVAILABLE = "available"
+"""The feature that is 1 for a replica that may be chosen and 0 for one that may not."""
 
 
 class Critic(nn.Module):
     """A value of its own: (B, R, F) -> (B,).
 
     Each replica is encoded alike and the embeddings are pooled by mean and maximum. A value sums up the
-    cluster; it need not compare replicas with each other, so there is no attention, which is what costs most.
+    cluster; it need not compare replicas with each other, so by default there is no attention, which is what
+    costs most.
     """
 
-    def __init__(self, features: int, hidden: int, generator: torch.Generator) -> None:
-        """`hidden` is the width of the embeddings."""
+    def __init__(self, features: int, shape: Architecture, generator: torch.Generator) -> None:
+        """A trunk of its own and a head."""
         super().__init__()
-        self.encoder_1 = nn.Linear(features, hidden)
-        self.encoder_2 = nn.Linear(hidden, hidden)
-        self.head = Head(2 * hidden, 1.0, generator)
-        _orthogonal(self.encoder_1, math.sqrt(2), generator)
-        _orthogonal(self.encoder_2, math.sqrt(2), generator)
-
-    def forward(self, observation: Tensor) -> Tensor:
-        """Encode, pool, judge."""
-        embedding = torch.relu(self.encoder_2(torch.relu(self.encoder_1(observation))))
-        value: Tensor = self.head(torch.cat([embedding.mean(1), embedding.amax(1)], -1))
-        return value
+        self.trunk = Trunk(features, shape, shape.critic_gru_layers, shape.critic_attention, generator)
+        self.head = Head(2 * shape.hidden, 1.0, generator)
 
 
 class RouterNetwork(nn.Module):
     """Actor and critic.
 
     The last layer of the actor starts at zero, so the first policy is uniform; everything else is
-    orthogonal.
+    orthogonal. A network with a memory (`state_size` > 0) is used through `step` and `sequence`.
     """
 
     def __init__(
@@ -110,8 +53,18 @@ class RouterNetwork(nn.Module):
         features: int = NUM_FEATURES,
         *,
         hidden: int = 64,
+        encoder_layers: int = 2,
+        projection: int = 0,
+        layer_norm: bool = False,
         attention: int = 16,
+        attention_layers: int = 1,
+        attention_heads: int = 1,
+        gru_layers: int = 0,
         critic: Literal["shared", "decoupled"] = "shared",
+        critic_attention: bool = False,
+        critic_gru_layers: int = 0,
+        excluded: Sequence[int] = (),
+        available: int | None = FEATURES.index(AVAILABLE) if AVAILABLE in FEATURES else None,
         seed: int = 0,
     ) -> None:
         """Fresh weights.
@@ -119,42 +72,177 @@ class RouterNetwork(nn.Module):
         Args:
             features: F, the size of a replica's feature vector.
             hidden: width of the embeddings; the heads are half as wide.
-            attention: width of query, key and value in the attention layer.
+            encoder_layers: of the encoder of each replica.
+            projection: width of a normalised projection of the features; 0: none.
+            layer_norm: normalise each encoder layer.
+            attention: width of query, key and value in the attention layers.
+            attention_layers: number of them; 0: replicas do not see each other.
+            attention_heads: a divisor of `attention`.
+            gru_layers: of the actor's memory; 0: none.
             critic: `shared` puts a value head on the actor's embeddings; `decoupled` gives the critic an
                 encoder of its own.
+            critic_attention: whether a decoupled critic attends across replicas too.
+            critic_gru_layers: of a decoupled critic's memory.
+            excluded: indices of features that are not looked at.
+            available: index of the feature that says which replicas may be chosen, if there is one.
             seed: of the initial weights.
         """
         super().__init__()
+        shape = Architecture(
+            hidden,
+            encoder_layers,
+            projection,
+            layer_norm,
+            attention,
+            attention_layers,
+            attention_heads,
+            gru_layers,
+            critic,
+            critic_attention,
+            critic_gru_layers,
+            tuple(excluded),
+        )
         generator = torch.Generator().manual_seed(seed)
-        self.features = features
-        self.trunk = Trunk(features, hidden, attention, generator)
+        self.features, self.shape = features, shape
+        self.available = available if available is not None and available < features else None
+        seen = torch.ones(features)
+        seen[list(excluded)] = 0.0
+        self.register_buffer("seen", seen, persistent=False)
+        self.trunk = Trunk(features, shape, gru_layers, True, generator)
         self.score_head = Head(hidden, 0.0, generator)
         # Only one of the two exists.
         self.value_head = Head(hidden, 1.0, generator) if critic == "shared" else None
-        self.critic = Critic(features, hidden, generator) if critic == "decoupled" else None
+        self.critic = Critic(features, shape, generator) if critic == "decoupled" else None
+
+    # ---- what goes in
+
+    def _input(self, observation: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the encoders see, and which replicas may be chosen."""
+        assert isinstance(self.seen, Tensor)
+        available = None if self.available is None else observation[..., self.available] > 0.5
+        return observation * self.seen if self.shape.excluded else observation, available
+
+    @staticmethod
+    def _masked(logits: Tensor, available: Tensor | None) -> Tensor:
+        return logits if available is None else logits.masked_fill(~available, MASKED)
+
+    # ---- without a memory
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         """(B, R, F) float32 -> logits (B, R) and value (B,)."""
-        embedding = self.trunk(observation)
-        return self.score_head(embedding), self._value(observation, embedding)
+        self._check_stateless()
+        x, available = self._input(observation)
+        embedding = self.trunk(x, available)
+        return self._masked(self.score_head(embedding), available), self._value(x, embedding, available)
 
     def logits(self, observation: Tensor) -> Tensor:
         """(B, R, F) -> (B, R): the actor alone."""
-        logits: Tensor = self.score_head(self.trunk(observation))
-        return logits
+        self._check_stateless()
+        x, available = self._input(observation)
+        return self._masked(self.score_head(self.trunk(x, available)), available)
 
     def value(self, observation: Tensor) -> Tensor:
         """(B, R, F) -> (B,): the critic alone."""
-        return self._value(observation, None if self.value_head is None else self.trunk(observation))
+        self._check_stateless()
+        x, available = self._input(observation)
+        embedding = None if self.value_head is None else self.trunk(x, available)
+        return self._value(x, embedding, available)
 
-    def _value(self, observation: Tensor, embedding: Tensor | None) -> Tensor:
+    def _value(self, x: Tensor, embedding: Tensor | None, available: Tensor | None) -> Tensor:
         value: Tensor
         if self.critic is not None:
-            value = self.critic(observation)
+            value = self.critic.head(pool(self.critic.trunk(x, available), available))
         else:
             assert self.value_head is not None and embedding is not None
-            value = self.value_head(embedding.mean(1))
+            value = self.value_head(_mean(embedding, available))
         return value
+
+    def _check_stateless(self) -> None:
+        if self.state_size:
+            raise ValueError("this network has a memory: use `step` or `sequence`, which carry its state")
+
+    # ---- with a memory
+
+    @property
+    def state_size(self) -> int:
+        """Numbers remembered for each replica; 0 without a memory."""
+        return self.actor_state_size + (0 if self.critic is None else self.critic.trunk.state_size)
+
+    @property
+    def actor_state_size(self) -> int:
+        """How many of these are the actor's; they come first."""
+        return self.trunk.state_size
+
+    def initial_state(self, batch: int, replicas: int) -> Tensor:
+        """Nothing remembered: (batch, replicas, state_size) zeros."""
+        return torch.zeros(batch, replicas, self.state_size)
+
+    def step(self, observation: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, R, F) and state (B, R, S) -> logits (B, R), values (B,), next state (B, R, S)."""
+        x, available = self._input(observation)
+        own = None if self.critic is None else self.critic.trunk(x, available)
+        return self._finish(self.trunk(x, available), own, available, state)
+
+    def _finish(
+        self, embedding: Tensor, own: Tensor | None, available: Tensor | None, state: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """From embeddings of one step (of the actor's trunk and the critic's own) to its results."""
+        size = self.actor_state_size
+        embedding, actor_state = self.trunk.remember(embedding, state[..., :size])
+        value: Tensor
+        if self.critic is not None:
+            assert own is not None
+            own, critic_state = self.critic.trunk.remember(own, state[..., size:])
+            value = self.critic.head(pool(own, available))
+            actor_state = torch.cat([actor_state, critic_state], -1)
+        else:
+            assert self.value_head is not None
+            value = self.value_head(_mean(embedding, available))
+        return self._masked(self.score_head(embedding), available), value, actor_state
+
+    def sequence(self, observations: Tensor, state: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+        """Consecutive steps of B clusters, each sequence from the stored state of its own first step.
+
+        Args:
+            observations: (B, L, R, F).
+            state: (B, R, S) before the first step.
+            starts: (B, L) whether an episode begins at a step: nothing is remembered from before it.
+
+        Returns:
+            Logits (B, L, R) and values (B, L).
+        """
+        batch, length = observations.shape[:2]
+        x, available = self._input(observations)
+        seen = None if available is None else available.flatten(0, 1)
+        embeddings = self.trunk(x.flatten(0, 1), seen).unflatten(0, (batch, length))
+        owns = None
+        if self.critic is not None:
+            owns = self.critic.trunk(x.flatten(0, 1), seen).unflatten(0, (batch, length))
+        logits, values = [], []
+        for t in range(length):
+            state = state * (~starts[:, t])[:, None, None]
+            score, value, state = self._finish(
+                embeddings[:, t],
+                None if owns is None else owns[:, t],
+                None if available is None else available[:, t],
+                state,
+            )
+            logits.append(score)
+            values.append(value)
+        return torch.stack(logits, 1), torch.stack(values, 1)
+
+    # ---- looking inside
+
+    def attention_weights(self, observation: Tensor) -> list[Tensor]:
+        """Of each attention layer: who looks at whom, (B, heads, R, R), rows summing to one."""
+        x, available = self._input(observation)
+        embedding = self.trunk.encoder(x)
+        found = []
+        for layer in self.trunk.attention:
+            assert isinstance(layer, Attention)
+            found.append(layer.weights(embedding, available)[0])
+            embedding = layer(embedding, available)
+        return found
 
     def actor_parameters(self) -> Iterator[nn.Parameter]:
         """What decides; a shared trunk belongs to the actor."""
@@ -166,6 +254,14 @@ class RouterNetwork(nn.Module):
         for part in (self.critic, self.value_head):
             if part is not None:
                 yield from part.parameters()
+
+
+def _mean(embedding: Tensor, available: Tensor | None) -> Tensor:
+    """Mean over the replicas that are available: (B, R, x) -> (B, x)."""
+    if available is None:
+        return embedding.mean(1)
+    seen = available[..., None].to(embedding.dtype)
+    return (embedding * seen).sum(1) / seen.sum(1).clamp(min=1.0)
 
 
 class NetworkRouter:
@@ -182,14 +278,23 @@ class NetworkRouter:
         self.network = network
         self.name = name
         self.favor = check_favor(favor)
+        self._state: Tensor | None = None
 
     def reset(self, clusters: int, replicas: int, seed: int) -> None:
-        """Nothing to forget."""
+        """Forget what was remembered."""
+        self._state = None
 
     def logits(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """(K, R, F) -> (K, R)."""
+        """(K, R, F) -> (K, R); with a memory, of the next decision of K clusters since the last `reset`."""
+        observation = torch.from_numpy(features)
         with torch.no_grad():
-            logits: npt.NDArray[np.float32] = self.network.logits(torch.from_numpy(features)).numpy()
+            if not self.network.state_size:
+                found = self.network.logits(observation)
+            else:
+                if self._state is None or self._state.shape[:2] != observation.shape[:2]:
+                    self._state = self.network.initial_state(*observation.shape[:2])
+                found, _, self._state = self.network.step(observation, self._state)
+        logits: npt.NDArray[np.float32] = found.numpy()
         return logits
 
     def route(self, view: View) -> npt.NDArray[np.int64]:
