@@ -70,7 +70,7 @@ def first_problem(error: ValidationError, where: str) -> FairleadError:
 
 def _key_parts(location: tuple[int | str, ...]) -> list[str]:
     """The path of a key as a user wrote it: without the kind that pydantic inserts after a tagged union."""
-    tagged = ("arrivals", "lengths", "timing")
+    tagged = ("arrivals", "lengths", "timing", "starts", "turns")
     before = ("", *location)
     return [str(part) for part, parent in zip(location, before, strict=False) if parent not in tagged]
 

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from fairlead.errors import FairleadError
-from fairlead.workload.requests import Requests
+from fairlead.workload.content import Content
+from fairlead.workload.requests import Requests, repeated
 
 
 def test_lists_become_contiguous_arrays_of_the_stated_types():
@@ -45,4 +46,61 @@ def test_no_requests_are_requests_too():
 def test_a_bad_row_is_named(arrival: list[float], prompt: list[float], output: list[float], message: str):
     with pytest.raises(FairleadError) as error:
         Requests(np.array(arrival, dtype=float), np.array(prompt), np.array(output))
+    assert message in str(error.value)
+
+
+def content() -> Content:
+    return Content(np.array([0, 1, 0, 2, 3]), np.array([0, 2, 5]), 16)
+
+
+def test_content_follows_the_requests():
+    requests = Requests(np.zeros(2), [30, 60], [4, 4], session=[0, 3], content=content())  # type: ignore[arg-type]
+    second = requests[1:]
+    assert second.session is not None
+    assert second.content is not None
+    assert second.session.tolist() == [3]
+    assert second.content.ids.tolist() == [0, 2, 3]
+    assert second.content.offsets.tolist() == [0, 3]
+
+
+def test_repeated_requests_share_nothing_with_their_earlier_selves():
+    requests = Requests(np.zeros(2), [30, 60], [4, 4], session=[0, 3], content=content())  # type: ignore[arg-type]
+    twice = repeated(requests, 3)
+    assert twice.prompt_tokens.tolist() == [30, 60, 30]
+    assert twice.session is not None
+    assert twice.content is not None
+    assert twice.session.tolist() == [0, 3, 0]
+    assert twice.content.ids.tolist() == [0, 1, 0, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"session": [1]}, "session has shape (1,), but there are 2 arrival times"),
+        ({"session": [0, -1]}, "session = -1 must be at least 0"),
+        ({"content": Content(np.array([0, 1]), np.array([0, 2]), 16)}, "content of 1 requests, but 2"),
+        (
+            {"content": Content(np.array([0, 1]), np.array([0, 1, 2]), 16)},
+            "request 0: content has 1 blocks of 16 tokens, but 30 prompt and 4 output tokens fill 2",
+        ),
+    ],
+)
+def test_content_that_does_not_fit(change: dict[str, object], message: str):
+    with pytest.raises(FairleadError) as error:
+        Requests(np.zeros(2), [30, 60], [4, 4], **change)  # type: ignore[arg-type]
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("ids", "offsets", "size", "message"),
+    [
+        ([0, 1], [0, 3], 16, "offsets must rise from 0 to the number of ids, 2"),
+        ([0, 1], [0, 2, 1, 2], 16, "offsets must rise"),
+        ([0, -2], [0, 2], 16, "content id -2 is negative"),
+        ([0], [0, 1], 0, "block_size is 0"),
+    ],
+)
+def test_content_that_makes_no_sense(ids: list[int], offsets: list[int], size: int, message: str):
+    with pytest.raises(FairleadError) as error:
+        Content(np.array(ids), np.array(offsets), size)
     assert message in str(error.value)

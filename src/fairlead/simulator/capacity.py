@@ -3,10 +3,14 @@
 Each kind of replica is given a backlog that never ends; its rate of completions, after the batch has
 filled and before the backlog has run out, is its capacity. The cluster's is the sum over its replicas,
 so it depends on no router.
+
+Where requests share prefixes, each replica is given whole sessions, as a router with perfect affinity would:
+load 1 is what the cluster serves if no prefix is computed twice that one cache can keep.
 """
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +20,16 @@ from fairlead import compiled
 from fairlead.errors import FairleadError
 from fairlead.simulator.cluster import Clusters
 from fairlead.simulator.fleet import Fleet, build_fleet
-from fairlead.workload.lengths import rows_for_training
-from fairlead.workload.requests import Requests
+from fairlead.workload.requests import Requests, repeated
 from fairlead.workload.scenario import Scenario
 
 BACKLOG = 8192
 """Requests that a replica is given."""
 _FILLED, _DRAINING = 0.3, 0.7
 """The rate is taken between these fractions of the completions."""
+
+_ROUNDS = 4
+"""Rounds towards the fixed point of sessions; the last one changes the rate by a percent or so."""
 
 _memory: dict[str, float] = {}
 
@@ -63,11 +69,22 @@ def capacity_rps(scenario: Scenario, *, measuring: Callable[[], None] | None = N
 def measure_capacity_rps(scenario: Scenario) -> float:
     """As `capacity_rps`, measured anew."""
     fleet = build_fleet(scenario)
-    backlog = _backlog(scenario)
     tables = [0 if table is None else id(table) for table in fleet.tables]
     signatures = np.column_stack([fleet.timing, fleet.kv_blocks, np.unique(tables, return_inverse=True)[1]])
     _, index, counts = np.unique(signatures, axis=0, return_index=True, return_counts=True)
-    return sum(n * saturated_rps(fleet.one(int(r)), backlog) for r, n in zip(index, counts, strict=True))
+    return sum(n * _replica_rps(scenario, fleet.one(int(r))) for r, n in zip(index, counts, strict=True))
+
+
+def _replica_rps(scenario: Scenario, fleet: Fleet) -> float:
+    """Saturated throughput of one replica that serves whole sessions, requests/s.
+
+    The order of the backlog depends on the rate, and the rate on the order: a fixed point, in a few rounds.
+    """
+    rate = 1.0
+    in_rounds = scenario.engine.enable_prefix_caching and scenario.workload.sessions is not None
+    for _ in range(_ROUNDS if in_rounds else 1):
+        rate = saturated_rps(fleet, _backlog(scenario, rate))
+    return rate
 
 
 def saturated_rps(fleet: Fleet, backlog: Requests) -> float:
@@ -82,16 +99,19 @@ def saturated_rps(fleet: Fleet, backlog: Requests) -> float:
     return float((last - first) / (done[last] - done[first]))
 
 
-def _backlog(scenario: Scenario) -> Requests:
-    """Requests that are all there from the start, with the lengths of the scenario's training split."""
-    workload = scenario.workload
-    rows = rows_for_training(workload.lengths)
-    count = BACKLOG if rows is None else min(BACKLOG, rows)
-    prompts, outputs = workload.lengths.draw(max(count, 1), 0, "train")
-    if workload.max_tokens is not None:
-        outputs = np.minimum(outputs, workload.max_tokens)
+def _backlog(scenario: Scenario, rate: float) -> Requests:
+    """Requests of the scenario's training split that are all there from the start.
+
+    They stand in the order in which they would arrive at `rate` requests/s, which matters where they share
+    prefixes: it decides what has been evicted before it is needed again.
+    """
+    workload, engine = scenario.workload, scenario.engine
+    rows = workload.rows_for_training()
+    count = BACKLOG if rows is None else max(1, min(BACKLOG, rows))
+    block_size = engine.block_size if engine.enable_prefix_caching else None
+    drawn = workload.requests(count, rate, 0, "train", block_size)
     # A short trace is repeated: a backlog must outlast the filling of the batch.
-    return Requests(np.zeros(BACKLOG), np.resize(prompts, BACKLOG), np.resize(outputs, BACKLOG))
+    return repeated(replace(drawn, arrival_s=np.zeros(count)), BACKLOG)
 
 
 def _store(path: Path, capacity: float) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fairlead.errors import FairleadError
+from fairlead.workload.content import Content, full_blocks
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +28,10 @@ class Requests:
     """(N,) at least 1: the first token counts."""
     router: npt.NDArray[np.int64] | None = None
     """(N,) which of several routers it comes to, counted from 0; None: there is one router."""
+    session: npt.NDArray[np.int64] | None = None
+    """(N,) an opaque number that the requests of one conversation share; 0, or None for all: no session."""
+    content: Content | None = None
+    """What their blocks contain; None: they have nothing in common."""
 
     def __post_init__(self) -> None:
         """Converts and validates."""
@@ -43,6 +48,10 @@ class Requests:
         late = np.zeros(len(arrival), dtype=np.bool_)
         late[1:] = np.diff(arrival) < 0
         _reject("arrival_s", arrival, late, "is earlier than the row before it; sort by arrival_s")
+        if self.session is not None:
+            object.__setattr__(self, "session", _whole("session", self.session, len(arrival), 0))
+        if self.content is not None:
+            _check_content(self.content, self.prompt_tokens, self.output_tokens)
 
     def __len__(self) -> int:
         """The number of requests, N."""
@@ -51,7 +60,52 @@ class Requests:
     def __getitem__(self, rows: slice) -> "Requests":
         """The requests of a slice; arrival times are kept as they are."""
         router = None if self.router is None else self.router[rows]
-        return Requests(self.arrival_s[rows], self.prompt_tokens[rows], self.output_tokens[rows], router)
+        session = None if self.session is None else self.session[rows]
+        content = None if self.content is None else self.content[rows]
+        return Requests(
+            self.arrival_s[rows], self.prompt_tokens[rows], self.output_tokens[rows], router, session, content
+        )
+
+
+def repeated(requests: Requests, count: int) -> Requests:
+    """`count` requests: these again and again, each time with sessions and contents of their own.
+
+    Arrival times are repeated too, so they have to be equal.
+    """
+    size = len(requests)
+    rounds = -(-count // size)
+    rows = np.resize(np.arange(size), count)
+    turn = np.arange(count) // size
+    session, content = requests.session, requests.content
+    if session is not None:
+        session = np.where(session[rows] == 0, 0, session[rows] + turn * (session.max() + 1))
+    if content is not None:
+        shift = int(content.ids.max(initial=-1)) + 1
+        ids = np.concatenate([content.ids.astype(np.int64) + shift * i for i in range(rounds)])
+        lengths = np.diff(content.offsets)[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        content = Content(ids[: offsets[-1]].astype(np.int32), offsets, content.block_size)
+    return Requests(
+        requests.arrival_s[rows],
+        requests.prompt_tokens[rows],
+        requests.output_tokens[rows],
+        session=session,
+        content=content,
+    )
+
+
+def _check_content(content: Content, prompts: npt.NDArray[np.int64], outputs: npt.NDArray[np.int64]) -> None:
+    """As many blocks as the tokens of each request fill."""
+    found = np.diff(content.offsets)
+    if len(found) != len(prompts):
+        raise FairleadError(f"there is content of {len(found)} requests, but {len(prompts)} arrival times")
+    needed = full_blocks(prompts, outputs, content.block_size)
+    if (found != needed).any():
+        i = int(np.argmax(found != needed))
+        raise FairleadError(
+            f"request {i}: content has {found[i]} blocks of {content.block_size} tokens, but {prompts[i]} "
+            f"prompt and {outputs[i]} output tokens fill {needed[i]} (the last token is never computed)"
+        )
 
 
 def _token_counts(name: str, values: npt.ArrayLike, expected: int) -> npt.NDArray[np.int64]:

@@ -7,6 +7,7 @@ a name is. The docstring under each key is its help text.
 import hashlib
 import json
 from collections.abc import Collection
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -19,8 +20,10 @@ from fairlead import rng
 from fairlead.errors import FairleadError
 from fairlead.section import Section, did_you_mean, first_problem, invalid
 from fairlead.workload.arrivals import Arrivals
-from fairlead.workload.lengths import LengthModel
+from fairlead.workload.lengths import LengthModel, rows_for_training
+from fairlead.workload.mooncake import MooncakeTrace
 from fairlead.workload.requests import Requests
+from fairlead.workload.sessions import Sessions
 from fairlead.workload.tables import table_text
 from fairlead.workload.timing import TIMING_FILES, TimingSection
 
@@ -70,6 +73,8 @@ class EngineOptions(Section):
     """Share of device memory for weights, activations and KV cache."""
     num_gpu_blocks: int | None = Field(default=None, ge=1)
     """KV blocks per replica; default: as many as fit."""
+    enable_prefix_caching: bool = False
+    """Whether blocks stay cached, so that a prompt that begins like an earlier one computes only its rest."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -82,12 +87,55 @@ class EngineOptions(Section):
 
 
 class Workload(Section):
-    """When requests come and how long they are."""
+    """When requests come and how long they are: `arrivals` with `lengths`, or `sessions`, or a `trace`."""
 
-    arrivals: Arrivals
-    lengths: LengthModel
+    arrivals: Arrivals | None = None
+    """When requests arrive."""
+    lengths: LengthModel | None = None
+    """Their prompt and output tokens."""
+    sessions: Sessions | None = None
+    """Conversations of several turns, whose prompts share their beginnings."""
+    trace: MooncakeTrace | None = None
+    """A recorded trace that says which prompts share their beginnings."""
     max_tokens: int | None = Field(default=None, ge=1)
     """The clients' limit on the output, in tokens; longer outputs stop there."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        whole = [name for name in ("sessions", "trace") if getattr(self, name) is not None]
+        parts = [name for name in ("arrivals", "lengths") if getattr(self, name) is not None]
+        if len(whole) > 1 or (whole and parts):
+            raise invalid(
+                f"{' and '.join(whole + parts)} exclude each other: give arrivals with lengths, or sessions, "
+                "or a trace"
+            )
+        if len(parts) == 1:
+            missing = "lengths" if parts == ["arrivals"] else "arrivals"
+            raise invalid(f"{missing} is missing: {parts[0]} alone do not make requests")
+        if not whole and not parts:
+            raise invalid("is empty: give arrivals with lengths, or sessions, or a trace")
+        return self
+
+    def requests(self, count: int, rate: float, seed: int, split: str, block_size: int | None) -> Requests:
+        """`count` requests at `rate` requests/s, checked by `generate`.
+
+        With a `block_size` they say what their blocks contain, where the workload knows it.
+        """
+        whole = self.sessions or self.trace
+        if whole is not None:
+            return whole.requests(count, rate, seed, split, self.max_tokens, block_size)
+        assert self.arrivals is not None
+        assert self.lengths is not None
+        prompt_tokens, output_tokens = self.lengths.draw(count, seed, split)
+        if self.max_tokens is not None:
+            output_tokens = np.minimum(output_tokens, self.max_tokens)
+        return Requests(self.arrivals.times(count, rate, seed, split), prompt_tokens, output_tokens)
+
+    def rows_for_training(self) -> int | None:
+        """How many requests the training split can draw; None where nothing limits it."""
+        if self.trace is not None:
+            return self.trace.rows_for_training()
+        return None if self.lengths is None else rows_for_training(self.lengths)
 
 
 class ViewOptions(Section):
@@ -97,6 +145,8 @@ class ViewOptions(Section):
     """Seconds between two readings of the engines' metrics."""
     speeds_declared: bool = True
     """Whether the router knows each replica's relative speed."""
+    prefix_memory_blocks: int | None = Field(default=None, ge=0)
+    """KV blocks of prompts that the router remembers per replica; default: as many as the replica has."""
 
 
 class SLO(Section):
@@ -280,12 +330,10 @@ def generate(scenario: Scenario, *, requests: int, rate: float, seed: int, split
         raise FairleadError(f"seed = {seed}; it must not be negative")
     if split not in SPLITS:
         raise FairleadError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
-    workload = scenario.workload
-    prompt_tokens, output_tokens = workload.lengths.draw(requests, seed, split)
-    if workload.max_tokens is not None:
-        output_tokens = np.minimum(output_tokens, workload.max_tokens)
-    arrival_s = workload.arrivals.times(requests, rate, seed, split)
-    router = None
-    if scenario.routers > 1:
-        router = rng.stream(seed, split, "routers").integers(scenario.routers, size=requests)
-    return Requests(arrival_s, prompt_tokens, output_tokens, router=router)
+    engine = scenario.engine
+    block_size = engine.block_size if engine.enable_prefix_caching else None
+    drawn = scenario.workload.requests(requests, rate, seed, split, block_size)
+    if scenario.routers == 1:
+        return drawn
+    router = rng.stream(seed, split, "routers").integers(scenario.routers, size=requests)
+    return replace(drawn, router=router)

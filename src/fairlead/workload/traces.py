@@ -79,7 +79,7 @@ def read_trace(path: Path | str) -> Requests:
         FairleadError: naming the row, for a missing column or cell, a value that is negative, not finite
             or not a whole number of at least one token, and for times that are not sorted.
     """
-    arrival_s, lengths = _read(*_version(path), True)
+    arrival_s, lengths = _read(*version(path), True)
     return Requests(arrival_s, lengths.prompt_tokens, lengths.output_tokens)
 
 
@@ -89,7 +89,7 @@ def read_lengths(path: Path | str) -> Lengths:
     Raises:
         FairleadError: as `read_trace`, times aside.
     """
-    return _read(*_version(path), False)[1]
+    return _read(*version(path), False)[1]
 
 
 def window(rows: int, count: int, train_share: float, seed: int, split: str, path: Path) -> slice:
@@ -112,7 +112,7 @@ def window(rows: int, count: int, train_share: float, seed: int, split: str, pat
     return slice(start, start + count)
 
 
-def _version(path: Path | str) -> tuple[Path, int, int]:
+def version(path: Path | str) -> tuple[Path, int, int]:
     """The file's identity for the cache: its path, time of change and size."""
     try:
         status = Path(path).stat()
