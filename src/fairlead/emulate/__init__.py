@@ -1,0 +1,1 @@
+"""The simulator behind real vLLM-compatible HTTP endpoints, in real time."""
