@@ -1,6 +1,7 @@
 """`fairlead evaluate`: every router on the same unseen requests, with intervals and a report."""
 
 import json as json_module
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +29,13 @@ EXAMPLES = (
 )
 
 
+class Simulator(StrEnum):
+    """What can simulate."""
+
+    fairlead = "fairlead"
+    vidur = "vidur"
+
+
 def command(
     context: typer.Context,
     scenario: ManyScenarios,
@@ -52,6 +60,13 @@ def command(
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="The first of the seeds.")] = 0,
     requests: Annotated[int, typer.Option(min=1, metavar="N", help="Requests in each run.")] = 3000,
     training_log: TrainingLog = None,
+    simulator: Annotated[
+        Simulator,
+        typer.Option(
+            help="What simulates: Fairlead itself, or the simulator Vidur (pip install 'fairlead[vidur]'), "
+            "which is a thousand times slower and knows less: see docs/vidur.md."
+        ),
+    ] = Simulator.fairlead,
     json: Json = False,
 ) -> None:
     """Compare routers on the same requests: who is better, by how much, and how sure that is.
@@ -66,10 +81,13 @@ def command(
     scenarios = scenario_list(scenario)
     loads = load_list(load)
     existing(training_log)
+    all_heuristics = [
+        name for name in ALL_HEURISTICS if simulator is Simulator.fairlead or name != "lookahead"
+    ]
     names = [
         name
         for text in split(routers or ["heuristics"], "router")
-        for name in (ALL_HEURISTICS if text == "heuristics" else [text])
+        for name in (all_heuristics if text == "heuristics" else [text])
     ]
     for each in scenarios:
         capacity(each)
@@ -84,11 +102,14 @@ def command(
             progress,
             favor=favor,
             command=str(context.obj),
+            simulator=simulator.value,
         )
         page = render_report(out, training_log=training_log)
     if json:
         print_json(json_module.loads((out / "results.json").read_text(encoding="utf-8")))
     else:
+        for note in results.configuration.notes:
+            say(f"note: {note}")
         for name, at in results.configuration.settings:
             show(terminal_table(results, name, at))
         for sentence in results.words:

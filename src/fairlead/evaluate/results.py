@@ -61,6 +61,10 @@ class Configuration(Record):
     """Share of the requests left out at the end of each run."""
     command: str = ""
     """The command that made it, if there was one."""
+    simulator: str = "fairlead"
+    """What simulated it: `fairlead`, or another simulator with its version."""
+    notes: list[str] = []
+    """What a reader must know about how another simulator was used, in sentences."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -88,8 +92,11 @@ class Configuration(Record):
 
     def hash(self) -> str:
         """16 hex digits that every file of the run carries; the command's wording does not count."""
-        content = json.dumps(self.model_dump(mode="json", exclude={"command"}), sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+        content = self.model_dump(mode="json", exclude={"command"})
+        for name in ("simulator", "notes"):  # absent from older files, and from what these say
+            if content[name] == type(self).model_fields[name].default:
+                del content[name]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class Row(Record):

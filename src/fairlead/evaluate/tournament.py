@@ -4,9 +4,10 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fairlead.errors import FairleadError
+from fairlead.evaluate import vidur
 from fairlead.evaluate.conclusions import build_results
 from fairlead.evaluate.files import prepare_output_directory
 from fairlead.evaluate.per_request import RequestWriter
@@ -67,6 +68,7 @@ def run_tournament(
     *,
     favor: float | None = None,
     command: str = "",
+    simulator: Literal["fairlead", "vidur"] = "fairlead",
 ) -> Results:
     """Run everything, write `results.json` and `requests.parquet` into `out`, return the results.
 
@@ -80,6 +82,7 @@ def run_tournament(
         progress: told how far it is.
         favor: the dial of `lookahead` and of policies whose name does not set one.
         command: what was typed, for the record.
+        simulator: Fairlead's own, or the real Vidur.
 
     Raises:
         FairleadError: before anything is run or written, where it can be known by then.
@@ -89,6 +92,8 @@ def run_tournament(
             "a comparison needs at least 2 seeds: intervals come from differences between runs"
         )
     entries = find_routers(list(routers), favor)
+    if simulator == "vidur":
+        vidur.check(scenarios, entries)
     settings = {s.name: list(loads or s.loads) for s in scenarios}
     for load in (load for each in settings.values() for load in each):
         check_load(load)
@@ -102,7 +107,10 @@ def run_tournament(
         seeds=list(seeds),
         requests=requests,
         command=command,
+        simulator=vidur.NAME if simulator == "vidur" else simulator,
+        notes=vidur.notes(scenarios) if simulator == "vidur" else [],
     )
+    serve = vidur.simulate if simulator == "vidur" else simulate
     directory = prepare_output_directory(out)
     rows: list[Row] = []
     total = len(entries) * len(configuration.settings)
@@ -113,7 +121,7 @@ def run_tournament(
                 for entry in entries:
                     if progress is not None:
                         progress("evaluating", len(rows) / len(seeds), total)
-                    runs = simulate(scenario, load, entry, seeds, requests)
+                    runs = serve(scenario, load, entry, seeds, requests)
                     for seed, outcomes in zip(seeds, runs, strict=True):
                         writer.write(scenario.name, load, entry.name, seed, outcomes)
                         metrics = summarise(outcomes, scenario.slo.ttft_s, scenario.slo.tpot_s)

@@ -33,6 +33,17 @@ class InFlight:
     streamed: int = 0
 
 
+@dataclass(frozen=True)
+class Scrape:
+    """What an engine reported when it was read."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_usage: float = 0.0
+    preemptions: int = 0
+    """Since the start."""
+
+
 @dataclass
 class Replica:
     """What the router knows about one replica."""
@@ -42,12 +53,14 @@ class Replica:
     ttft_ewma_s: float = 0.0
     itl_ewma_s: float = 0.0
     in_flight_ewma: float = 0.0
-    scraped: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("running", "waiting", "kv_usage", "preemptions"), 0.0)
-    )
     restarts: int = 0
     """Preemptions of requests that have finished."""
-    scraped_restarts: int = 0
+    scraped: Scrape = Scrape()
+    """The last scrape."""
+    read: Scrape = Scrape()
+    """The last one that a decision has read."""
+    new_preemptions: int = 0
+    """Between that one and the one before."""
 
 
 class Ledger:
@@ -69,7 +82,6 @@ class Ledger:
     def batch_ended(self, r: int, batch: Any) -> None:
         """An iteration of replica `r` has ended: tokens are streamed, requests leave."""
         replica, now_s = self.replicas[r], batch.completed_at
-        decoded = False
         for request in batch.requests:
             if not request.is_prefill_complete:
                 continue
@@ -82,23 +94,21 @@ class Ledger:
                 replica.restarts += request.num_restarts
                 self.finished += 1
                 self.finished_tokens += known.streamed
-        decoded = 1 in batch.num_q_tokens
-        if decoded:
+        if 1 in batch.num_q_tokens:  # what Vidur takes for a decode
             duration = now_s - batch.scheduled_at
             moved = replica.itl_ewma_s + ITL_WEIGHT * (duration - replica.itl_ewma_s)
             replica.itl_ewma_s = moved if replica.itl_ewma_s else duration
 
-    def scrape(self, at_s: float, schedulers: Sequence[Any], running: Mapping[int, Any]) -> None:
-        """Read what every engine reports at this moment; `running` are the requests by number."""
+    def scrape(self, at_s: float, schedulers: Sequence[Any], requests: Sequence[Any]) -> None:
+        """Read what every engine reports at this moment; `requests` are all of Vidur's, by number."""
         for replica, scheduler in zip(self.replicas, schedulers, strict=True):
-            restarts = replica.restarts + sum(running[n].num_restarts for n in replica.in_flight)
-            replica.scraped = {
-                "running": len(scheduler._allocation_map),
-                "waiting": scheduler.num_pending_requests,
-                "kv_usage": scheduler.memory_usage_percent / 100.0,
-                "preemptions": restarts - replica.scraped_restarts,
-            }
-            replica.scraped_restarts = restarts
+            restarts = replica.restarts + sum(requests[n].num_restarts for n in replica.in_flight)
+            replica.scraped = Scrape(
+                running=len(scheduler._allocation_map),
+                waiting=scheduler.num_pending_requests,
+                kv_usage=scheduler.memory_usage_percent / 100.0,
+                preemptions=restarts,
+            )
         self.scraped_s = at_s
 
     def view(self, now_s: float, prompt_tokens: int) -> View:
@@ -108,6 +118,9 @@ class Ledger:
         self.decided_s = now_s
         rows = []
         for r, replica in enumerate(self.replicas):
+            if replica.read is not replica.scraped:
+                replica.new_preemptions = replica.scraped.preemptions - replica.read.preemptions
+                replica.read = replica.scraped
             replica.in_flight_ewma += blend * (len(replica.in_flight) - replica.in_flight_ewma)
             rows.append(_ordered(REPLICA_COLUMNS, self._row(r, now_s, mean)))
         request = {
@@ -138,7 +151,10 @@ class Ledger:
             # Vidur has no prefix cache and no failures (scenarios with either are refused): these are facts.
             "expected_prefix_hit_tokens": 0.0,
             "available": 1.0,
-            **{f"scraped_{name}": value for name, value in replica.scraped.items()},
+            "scraped_running": replica.read.running,
+            "scraped_waiting": replica.read.waiting,
+            "scraped_kv_usage": replica.read.kv_usage,
+            "scraped_preemptions": replica.new_preemptions,
             "scrape_age_s": now_s - self.scraped_s,
             **_static(self.fleet, r),
         }
