@@ -3,6 +3,8 @@ import pytest
 
 from fairlead.calibrate.operators import TOKEN_OPERATORS, shares, vidur_tables
 from fairlead.simulator.hardware import device, model
+from fairlead.simulator.reference_timing import Scheduled, batch_seconds
+from fairlead.simulator.tables import OperatorTables, StepTable
 from fairlead.simulator.timing import Coefficients, analytic, iteration_time
 
 LLAMA = analytic(model("llama-3-8b"), device("a100-80g"))
@@ -63,3 +65,22 @@ def test_the_shares_of_the_operators_add_up():
     assert set(parts) == set(TOKEN_OPERATORS)
     assert sum(parts.values()) == pytest.approx(1)
     assert parts["mlp_up_proj"] == pytest.approx(2 * parts["mlp_down_proj"])
+
+
+def test_other_iteration_time_models_are_exported_too():
+    n = np.arange(600.0)
+    step = StepTable(1e-3 + 1e-5 * n[:, None] + 1e-4 * n[None, :65], kv_s=1e-8)
+    tables = vidur_tables(step, max_tokens=512, max_seqs=64, max_context=2000)
+    wanted = batch_seconds(step, [Scheduled(1, 999, True)] * 10)
+    assert tables.iteration_s([1000] * 10, []) == pytest.approx(wanted, rel=1e-3)
+
+    operators = OperatorTables(
+        tokens_s=1e-3 + 1e-5 * n,
+        decode_s=1e-5 * np.arange(1, 65)[:, None] + 1e-6 * np.arange(40),
+        prefill_s=1e-6 * np.arange(1, 602) + 1e-5 * np.arange(40)[:, None],
+    )
+    tables = vidur_tables(operators, max_tokens=512, max_seqs=64, max_context=2000)
+    wanted = batch_seconds(operators, [Scheduled(1, 999, True)] * 10)
+    assert tables.iteration_s([1000] * 10, []) == pytest.approx(wanted, rel=1e-3)
+    wanted = batch_seconds(operators, [Scheduled(200, 640, False)])
+    assert tables.iteration_s([], [(640, 200)]) == pytest.approx(wanted, rel=2e-2)

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fairlead.simulator.hardware import Model
-from fairlead.simulator.timing import Coefficients
+from fairlead.simulator.tables import KV_BUCKET, OperatorTables, StepTable, TimingModel
 
 TOKEN_STEP = 8
 """Vidur rounds the new tokens of a batch up to a multiple of this."""
@@ -86,12 +86,12 @@ class VidurTables:
 
 
 def vidur_tables(
-    model: Coefficients, *, max_tokens: int, max_seqs: int, max_context: int, granularity: int = 16
+    model: TimingModel, *, max_tokens: int, max_seqs: int, max_context: int, granularity: int = 16
 ) -> VidurTables:
     """The tables that reproduce `model`.
 
     Args:
-        model: the iteration-time model.
+        model: the iteration-time model; tables are continued by their last entries.
         max_tokens: new tokens in the largest batch, the engine's token budget.
         max_seqs: requests in the largest batch.
         max_context: prompt and output of the longest request.
@@ -106,16 +106,47 @@ def vidur_tables(
     # Contexts that are rounded up to K lie in (K - g, K], one above ours, the mean cut to a whole number.
     context = np.maximum(keys - granularity / 2, 1.0)
     rest = _per_token(model, batch) - tokens_s[(-(-batch // TOKEN_STEP) - 1).astype(int)]
-    decode_s = rest[:, None] + batch[:, None] * (model.seq_s + model.kv_s * context)
+    decode_s = rest[:, None] + _decodes(model, batch[:, None], context)
     chunk = CHUNK_STEP * np.arange(1.0, -(-max_tokens // CHUNK_STEP) + 1) - (CHUNK_STEP - 1) / 2
     behind = np.maximum(keys[:, None] - (granularity - 1) / 2 - chunk, 0.0)
-    prefill_s = model.seq_s + model.pair_s * chunk * (behind + (chunk + 1) / 2)
-    return VidurTables(tokens_s, np.maximum(decode_s, 0.0), prefill_s, granularity)
+    return VidurTables(tokens_s, np.maximum(decode_s, 0.0), _chunk(model, behind, chunk), granularity)
 
 
-def _per_token(model: Coefficients, tokens: FloatArray) -> FloatArray:
+def _per_token(model: TimingModel, tokens: FloatArray) -> FloatArray:
+    """What depends on the new tokens alone, s."""
+    if isinstance(model, OperatorTables | StepTable):
+        table = model.tokens_s if isinstance(model, OperatorTables) else model.seconds[:, 1]
+        return np.interp(tokens, np.arange(1.0, len(table)), table[1:])
     products = np.maximum(model.weights_s, model.token_s * tokens)
     return np.asarray(model.base_s + products + model.comm_s * tokens, np.float64)
+
+
+def _decodes(model: TimingModel, batch: FloatArray, context: FloatArray) -> FloatArray:
+    """What `batch` decodes of that mean context add, s."""
+    if isinstance(model, StepTable):
+        # The table has no time of its own for sequences; beside a prompt they are taken to add as much.
+        n = np.minimum(batch, min(model.seconds.shape) - 1).astype(int)
+        extra = model.seconds[n, n] - model.seconds[n, 1]
+        return np.asarray(extra + model.kv_s * batch * context, np.float64)
+    if isinstance(model, OperatorTables):
+        rows, columns = model.decode_s.shape
+        row = np.minimum(batch, rows).astype(int) - 1
+        column = np.minimum(np.ceil(np.trunc(context) / KV_BUCKET), columns - 1).astype(int)
+        overhead = np.where(batch > 1, model.decode_overhead, 1.0)
+        return np.asarray(model.decode_s[row, column] * overhead, np.float64)
+    return batch * (model.seq_s + model.kv_s * context)
+
+
+def _chunk(model: TimingModel, behind: FloatArray, chunk: FloatArray) -> FloatArray:
+    """What one prompt chunk adds, s."""
+    if isinstance(model, StepTable):
+        return np.zeros(np.broadcast_shapes(behind.shape, chunk.shape))
+    if isinstance(model, OperatorTables):
+        rows, columns = model.prefill_s.shape
+        row = np.minimum(np.ceil(behind / KV_BUCKET), rows - 1).astype(int)
+        column = np.minimum(np.ceil(chunk / model.chunk_step), columns).astype(int) - 1
+        return np.asarray(model.prefill_s[row, column], np.float64)
+    return model.seq_s + model.pair_s * chunk * (behind + (chunk + 1) / 2)
 
 
 def shares(model: Model) -> dict[str, float]:

@@ -1,10 +1,10 @@
 """Routers inside the real Vidur: the same requests, hardware and view as in Fairlead's simulator."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, Literal
 
-from fairlead.calibrate.operators import vidur_tables
+from fairlead.calibrate.operators import VidurTables, vidur_tables
 from fairlead.errors import FairleadError
 from fairlead.policy.catalogue import Entry
 from fairlead.policy.heuristics import Lookahead
@@ -51,14 +51,15 @@ def check(scenarios: Sequence[Scenario], entries: Sequence[Entry]) -> None:
     """Refuse what Vidur cannot do, before anything runs.
 
     Raises:
-        FairleadError: Vidur is missing, a scenario uses what it has not, or a router needs what it cannot tell.
+        FairleadError: Vidur is missing, a scenario uses what it lacks, or a router needs what it cannot
+            tell.
     """
     check_installed()
     for entry in entries:
         if isinstance(entry.router, Lookahead):
             raise FairleadError(
-                f"{entry.name} forecasts with Fairlead's own engine from its full state, which Vidur does not "
-                "have: leave it out with --simulator vidur"
+                f"{entry.name} forecasts with Fairlead's own engine from its full state, which Vidur does "
+                "not have: leave it out with --simulator vidur"
             )
     for scenario in scenarios:
         _check_section(scenario, scenario.name)
@@ -83,8 +84,8 @@ def notes(scenarios: Sequence[Scenario]) -> list[str]:
     stood_in = [s.name for s in scenarios if _scheduler(s) == "vllm"]
     if stood_in:
         found.append(
-            f"Vidur has no scheduler like vLLM V1: its sarathi, with max_num_batched_tokens as the chunk, stands "
-            f"in for it in {', '.join(stood_in)}"
+            f"Vidur has no scheduler like vLLM V1: its sarathi, with max_num_batched_tokens as the chunk, "
+            f"stands in for it in {', '.join(stood_in)}"
         )
     return found
 
@@ -120,20 +121,19 @@ def simulate(
 def _cluster(scenario: Scenario, fleet: Fleet, arrivals: Sequence[Requests]) -> VidurCluster:
     longest = max(int((each.prompt_tokens + each.output_tokens).max(initial=1)) for each in arrivals)
     scheduler = SCHEDULERS[_scheduler(scenario)]
-    tables: dict[tuple[float, ...], Any] = {}
-    for row in fleet.timing.tolist():
-        if tuple(row) not in tables:
-            tables[tuple(row)] = vidur_tables(
-                Coefficients(*row),
-                max_tokens=fleet.token_budget,
-                max_seqs=fleet.max_num_seqs,
-                max_context=longest,
+    tables: dict[Hashable, VidurTables] = {}
+    replicas = []
+    for r, blocks in enumerate(fleet.kv_blocks.tolist()):
+        model = fleet.model(r)
+        # Replicas that are alike share a table object, or have equal coefficients.
+        alike: Hashable = model if isinstance(model, Coefficients) else id(model)
+        if alike not in tables:
+            tables[alike] = vidur_tables(
+                model, max_tokens=fleet.token_budget, max_seqs=fleet.max_num_seqs, max_context=longest
             )
+        replicas.append(VidurReplica(tables[alike], blocks))
     return VidurCluster(
-        [
-            VidurReplica(tables[tuple(row)], blocks)
-            for row, blocks in zip(fleet.timing.tolist(), fleet.kv_blocks.tolist(), strict=True)
-        ],
+        replicas,
         scheduler,
         fleet.token_budget,
         fleet.max_num_seqs,
