@@ -10,8 +10,11 @@ from fairlead import FairleadError
 from fairlead.policy.artefact import OnnxRouter, export_onnx
 from fairlead.policy.network import NetworkRouter, RouterNetwork
 from fairlead.policy.router import Router
+from fairlead.train.losses import entropy
 from fairlead.view.features import FEATURES, NUM_FEATURES, SCHEMA_HASH
 from fairlead.view.schema import NUM_REPLICA_COLUMNS, NUM_REQUEST_COLUMNS, View
+
+AVAILABLE_FEATURE = FEATURES.index("available")
 
 
 def trained() -> RouterNetwork:
@@ -30,6 +33,7 @@ def policy(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(("clusters", "replicas"), [(1, 1), (1, 4), (256, 4), (16, 64)])
 def test_onnx_and_torch_agree(policy, clusters, replicas):
     features = np.random.default_rng(0).normal(0, 2, (clusters, replicas, NUM_FEATURES)).astype(np.float32)
+    features[..., AVAILABLE_FEATURE] = 1
     ours = NetworkRouter(trained()).logits(features)
     np.testing.assert_allclose(OnnxRouter(policy).logits(features), ours, atol=1e-5, rtol=1e-5)
 
@@ -43,6 +47,21 @@ def test_routes_as_the_network_does(policy):
     actions = router.route(view)
     assert actions.dtype == np.int64
     np.testing.assert_array_equal(actions, NetworkRouter(trained()).route(view))
+
+
+def test_an_unavailable_replica_is_never_chosen_and_the_others_keep_their_scores(policy):
+    draw = np.random.default_rng(3)
+    features = draw.normal(0, 2, (200, 4, NUM_FEATURES)).astype(np.float32)
+    features[..., AVAILABLE_FEATURE] = draw.random((200, 4)) < 0.6
+    features[:, 0, AVAILABLE_FEATURE] = 1
+    available = features[..., AVAILABLE_FEATURE] == 1
+    logits = OnnxRouter(policy).logits(features)
+    assert available[np.arange(200), logits.argmax(1)].all()
+    ours = NetworkRouter(trained()).logits(features)
+    np.testing.assert_allclose(logits[available], ours[available], atol=1e-5, rtol=1e-5)
+    log_probs = torch.log_softmax(torch.from_numpy(ours), -1)
+    assert (log_probs.exp().numpy()[~available] == 0).all()
+    assert torch.isfinite(entropy(log_probs))
 
 
 def test_the_file_says_what_it_is(policy):

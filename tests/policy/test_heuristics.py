@@ -58,6 +58,21 @@ def test_rule(name: str, columns: dict[str, list[float]], expected: set[int]) ->
     assert choices(name, view(columns=columns)) == expected
 
 
+@pytest.mark.parametrize("name", HEURISTICS)
+def test_no_heuristic_chooses_an_unavailable_replica(name: str) -> None:
+    """Not even if everything else speaks for it; and the rest is chosen from as before."""
+    attractive = {c.name: [0, 5, 5] for c in schema.REPLICA_COLUMNS if c.source in ("ledger", "scraped")}
+    seen = view(columns=attractive | {"available": [0, 1, 1]})
+    assert choices(name, seen) == {1, 2}
+    assert choices(name, view(columns=attractive | {"available": [0, 0, 1]})) == {2}
+
+
+def test_round_robin_skips_the_unavailable() -> None:
+    router = Heuristic("round_robin")
+    seen = view(columns={"available": [1, 0, 1]})
+    assert [int(router.route(seen)[0]) for _ in range(6)] == [0, 2, 2, 0, 2, 2]
+
+
 def test_round_robin_takes_turns() -> None:
     router = Heuristic("round_robin")
     assert [int(router.route(view())[0]) for _ in range(5)] == [0, 1, 2, 0, 1]

@@ -1,7 +1,8 @@
 """The routers that people use today, and stronger simple ones: the bar for a learned policy.
 
 Each is a score per replica (the least wins, ties are broken at random), except `random`,
-`round_robin` and `p2c`. They are compiled, so that a tournament runs at the simulator's own speed.
+`round_robin` and `p2c`. None chooses a replica that is not available. They are compiled, so that a
+tournament runs at the simulator's own speed.
 """
 
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from fairlead import rng
 from fairlead.compiled import njit
 from fairlead.errors import FairleadError
 from fairlead.view.schema import (
+    AVAILABLE,
     CONTEXT_TOKENS,
     DECODE_ITERATION_S,
     EXPECTED_OUTPUT_TOKENS,
@@ -94,7 +96,7 @@ def score(code: int, row: npt.NDArray[np.float64], request: npt.NDArray[np.float
 
 @njit()
 def least(scores: npt.NDArray[np.float64], state: npt.NDArray[np.uint64]) -> int:
-    """Index of the least score; ties are broken at random."""
+    """Index of the least score; ties are broken at random. An infinite one is that of no choice at all."""
     best = 0
     ties = 1
     for r in range(1, scores.shape[0]):
@@ -109,6 +111,17 @@ def least(scores: npt.NDArray[np.float64], state: npt.NDArray[np.uint64]) -> int
 
 
 @njit()
+def _available(replicas: npt.NDArray[np.float64], n: int) -> int:
+    """Index of the n-th available replica, counted from 0."""
+    for r in range(replicas.shape[0]):
+        if replicas[r, AVAILABLE] != 0.0:
+            if n == 0:
+                return r
+            n -= 1
+    return 0
+
+
+@njit()
 def choose(
     code: int,
     replicas: npt.NDArray[np.float64],
@@ -117,22 +130,30 @@ def choose(
     state: npt.NDArray[np.uint64],
     scores: npt.NDArray[np.float64],
 ) -> int:
-    """The heuristic's choice for one view; `turn` counts decisions, `scores` (R,) is scratch space."""
+    """The heuristic's choice for one view, among the available replicas, of which there is at least one.
+
+    `turn` counts the router's decisions, `scores` (R,) is scratch space.
+    """
     count = replicas.shape[0]
-    if code == RANDOM:
-        return random_below(state, count)
     if code == ROUND_ROBIN:
-        return turn % count
+        for skip in range(count):
+            if replicas[(turn + skip) % count, AVAILABLE] != 0.0:
+                return (turn + skip) % count
+    for r in range(replicas.shape[0]):
+        count -= replicas[r, AVAILABLE] == 0.0
+    if code == RANDOM:
+        return _available(replicas, random_below(state, count))
     if code == P2C:
         if count == 1:
-            return 0
+            return _available(replicas, 0)
         a = random_below(state, count)
         b = random_below(state, count - 1)
         if b >= a:
             b += 1
+        a, b = _available(replicas, a), _available(replicas, b)
         return a if replicas[a, IN_FLIGHT] <= replicas[b, IN_FLIGHT] else b
-    for r in range(count):
-        scores[r] = score(code, replicas[r], request)
+    for r in range(replicas.shape[0]):
+        scores[r] = score(code, replicas[r], request) if replicas[r, AVAILABLE] != 0.0 else np.inf
     return least(scores, state)
 
 

@@ -203,6 +203,7 @@ def write_view(
         row[schema.SCRAPE_AGE_S] = now - cluster.scraped_at
         for column in range(state.static.shape[1]):
             row[schema.SPEED + column] = state.static[k, column]
+        row[schema.AVAILABLE] = 1.0
     request[schema.PROMPT_TOKENS] = waiting.prompt
     request[schema.MAX_TOKENS] = cluster.max_tokens
     request[schema.EXPECTED_OUTPUT_TOKENS] = mean

@@ -161,6 +161,7 @@ class Cluster:
             spec.decode_iteration_s,
             spec.kv_blocks * spec.block_size,
             spec.max_seqs,
+            1.0,
         ]
 
 

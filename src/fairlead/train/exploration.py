@@ -5,22 +5,29 @@ import math
 import torch
 from torch import Tensor
 
+from fairlead.policy.layers import MASKED
+
 
 def behaviour_log_probs(logits: Tensor, temperature: float = 1.0, epsilon: float = 0.0) -> Tensor:
-    """Log of (1 - epsilon) * softmax(logits / temperature) + epsilon / A; (B, A) -> (B, A).
+    """Log of (1 - epsilon) * softmax(logits / temperature) + epsilon / n; (B, A) -> (B, A).
 
-    Rollout and update both use it, so the first ratio of an update is exactly one.
+    n is the number of actions that may be taken: those that the network has not masked. Rollout and
+    update both use it, so the first ratio of an update is exactly one.
     """
     log_probs = torch.log_softmax(logits if temperature == 1.0 else logits / temperature, -1)
     if epsilon == 0.0:
         return log_probs
+    allowed = logits > MASKED / 2
+    uniform = torch.where(allowed, -torch.log(allowed.sum(-1, keepdim=True)), MASKED)
     if epsilon == 1.0:
-        return torch.full_like(log_probs, -math.log(logits.shape[-1]))
-    uniform = torch.full_like(log_probs, math.log(epsilon / logits.shape[-1]))
-    return torch.logaddexp(log_probs + math.log1p(-epsilon), uniform)
+        return uniform
+    return torch.logaddexp(log_probs + math.log1p(-epsilon), uniform + math.log(epsilon))
 
 
 def sample(log_probs: Tensor, uniforms: Tensor) -> Tensor:
     """Actions (B,) by inversion of the distribution function at `uniforms` (B,) in [0, 1)."""
     below = log_probs.exp().cumsum(-1) <= uniforms[:, None]
-    return below.sum(-1).clamp_(max=log_probs.shape[-1] - 1)
+    # The sum may be rounded to less than one: what is beyond it belongs to the last action that is possible.
+    places = torch.arange(log_probs.shape[-1])
+    last = torch.where(log_probs > MASKED / 2, places, 0).amax(-1)
+    return torch.minimum(below.sum(-1), last)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from fairlead.compiled import njit
 from fairlead.view.schema import (
+    AVAILABLE,
     AWAITING_FIRST_TOKEN,
     CONTEXT_TOKENS,
     DECODE_ITERATION_S,
@@ -63,6 +64,7 @@ FEATURES: tuple[str, ...] = (
     "prompt_tokens",
     "prompt_log",
     "expected_output_tokens",
+    "available",
     "favor_ttft",
 )
 """Names, in the order of the last axis."""
@@ -88,6 +90,8 @@ def features(
     least_decode = np.inf
     for r in range(replicas.shape[0]):
         row = replicas[r]
+        if row[AVAILABLE] == 0.0:
+            continue
         least_prefill = min(least_prefill, row[PENDING_PREFILL_TOKENS] / row[PREFILL_TOKENS_PER_S])
         least_decode = min(least_decode, row[EXPECTED_REMAINING_TOKENS] * row[DECODE_ITERATION_S])
     for r in range(replicas.shape[0]):
@@ -123,7 +127,8 @@ def features(
         to[23] = prompt / 2048.0
         to[24] = math.log1p(prompt) / 8.0
         to[25] = request[EXPECTED_OUTPUT_TOKENS] / 256.0
-        to[26] = favor
+        to[26] = 1.0 if row[AVAILABLE] != 0.0 else 0.0
+        to[27] = favor
 
 
 @njit()

@@ -46,6 +46,7 @@ REPLICA_COLUMNS: tuple[Column, ...] = (
     Column("decode_iteration_s", "s", "static", "declared time of a decode iteration, batch of one"),
     Column("kv_capacity_tokens", "tokens", "static", "size of the KV cache"),
     Column("max_num_seqs", "requests", "static", "largest running batch"),
+    Column("available", "1 or 0", "ledger", "whether it takes requests: others must not be chosen"),
 )
 
 REQUEST_COLUMNS: tuple[Column, ...] = (
@@ -78,6 +79,7 @@ NUM_REQUEST_COLUMNS = len(REQUEST_COLUMNS)
     DECODE_ITERATION_S,
     KV_CAPACITY_TOKENS,
     MAX_NUM_SEQS,
+    AVAILABLE,
 ) = range(NUM_REPLICA_COLUMNS)
 
 PROMPT_TOKENS, MAX_TOKENS, EXPECTED_OUTPUT_TOKENS = range(NUM_REQUEST_COLUMNS)
