@@ -1,5 +1,6 @@
 """The compiled engine against its plain twin, request by request and column by column."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +13,7 @@ from fairlead.simulator import reference
 from fairlead.simulator.cluster import Clusters
 from fairlead.simulator.fleet import Fleet, custom_fleet
 from fairlead.simulator.hardware import device, model
+from fairlead.simulator.schedulers import VLLM_V1, SchedulerOptions
 from fairlead.simulator.tables import TimingModel
 from fairlead.simulator.timing import analytic
 from fairlead.view.schema import View
@@ -29,6 +31,7 @@ def fleet(
     block_size: int,
     interval: float,
     routers: int = 1,
+    scheduler: SchedulerOptions = VLLM_V1,
 ) -> Fleet:
     timing = [A100.scaled(x) if isinstance(x, float) else x for x in slowdowns]
     return custom_fleet(
@@ -39,6 +42,7 @@ def fleet(
         block_size=block_size,
         scrape_interval_s=interval,
         routers=routers,
+        scheduler=scheduler,
     )
 
 
@@ -152,5 +156,68 @@ def test_engine_agrees_with_the_twin_on_anything(
         routers=routers,
     )
     wanted = requests(seed, 60, rate, longest, routers)
+    choices = np.random.default_rng(seed).integers(0, 2, 60)
+    assert_agree(made, wanted, choices)
+
+
+OTHER_SCHEDULERS = [
+    SchedulerOptions("sarathi"),
+    SchedulerOptions("sarathi", watermark=0.0, restart_loses_prompt=True),
+    SchedulerOptions("vllm_v0"),
+    SchedulerOptions("vllm_v0", watermark=0.1, padded=False),
+    SchedulerOptions("vidur_v1", restart_loses_prompt=True),
+    SchedulerOptions("vidur_v1"),
+]
+
+
+@pytest.mark.parametrize("scheduler", OTHER_SCHEDULERS, ids=str)
+def test_other_schedulers_agree_with_their_twins(scheduler: SchedulerOptions) -> None:
+    for blocks, seed in ((2000, 1), (90, 2), (80, 3)):
+        made = fleet(
+            [A100, operator_tables(tokens=800), step_table(tokens=800)],
+            blocks=blocks,
+            budget=800 if scheduler.name == "vllm_v0" else 96,
+            seqs=24,
+            block_size=16,
+            interval=0.5,
+            scheduler=scheduler,
+        )
+        wanted = requests(seed, 300, 6.0, 400)
+        choices = np.random.default_rng(seed).integers(0, 3, 300)
+        assert (assert_agree(made, wanted, choices) > 20) == (blocks < 2000)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    scheduler=st.sampled_from(OTHER_SCHEDULERS),
+    seed=st.integers(0, 2**31),
+    rate=st.floats(0.5, 200.0),
+    longest=st.integers(2, 200),
+    spare=st.integers(0, 80),
+    seqs=st.integers(1, 24),
+    budget=st.integers(1, 100),
+    block_size=st.sampled_from([1, 4, 16]),
+)
+def test_other_schedulers_agree_with_their_twins_on_anything(
+    scheduler: SchedulerOptions,
+    seed: int,
+    rate: float,
+    longest: int,
+    spare: int,
+    seqs: int,
+    budget: int,
+    block_size: int,
+) -> None:
+    least = math.ceil(-(-2 * longest // block_size) * 1.12) + 1
+    made = fleet(
+        [A100, operator_tables(tokens=600)],
+        blocks=least + spare,
+        budget=budget + 2 * longest if scheduler.name == "vllm_v0" else budget,
+        seqs=seqs,
+        block_size=block_size,
+        interval=1.0,
+        scheduler=scheduler,
+    )
+    wanted = requests(seed, 60, rate, longest)
     choices = np.random.default_rng(seed).integers(0, 2, 60)
     assert_agree(made, wanted, choices)

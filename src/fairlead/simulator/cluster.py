@@ -16,6 +16,7 @@ from fairlead.compiled import njit, prange, signed
 from fairlead.errors import FairleadError
 from fairlead.simulator import engine, ledger
 from fairlead.simulator.batch_time import NO_TABLE, pack
+from fairlead.simulator.batching import longest_request
 from fairlead.simulator.fleet import Fleet
 from fairlead.simulator.outcomes import Outcomes
 from fairlead.simulator.state import State, clear, new_state
@@ -82,13 +83,19 @@ class Clusters:
         state.replicas["token_budget"][rows] = fleet.token_budget
         state.replicas["max_seqs"][rows] = fleet.max_num_seqs
         state.replicas["block_size"][rows] = fleet.block_size
+        state.replicas["scheduler"][rows] = fleet.scheduler.code
+        state.replicas["padded"][rows] = fleet.scheduler.padded
+        state.replicas["restart_loses_prompt"][rows] = fleet.scheduler.restart_loses_prompt
+        watermarks = [fleet.scheduler.watermark_blocks(int(blocks)) for blocks in fleet.kv_blocks]
+        state.replicas["watermark"][rows] = np.tile(watermarks, width)
 
     def load(self, requests: Sequence[Requests], seed: int) -> None:
         """Empty the clusters and give each group a new list of requests."""
         state, width = self.state, self.group
         clear(state)
-        replicas = state.replicas.reshape(self.K, self.R)
-        capacity = (replicas["kv_blocks"] * replicas["block_size"]).min(axis=1)
+        self._requests = list(requests)
+        longest = np.array([longest_request(replica) for replica in state.replicas])
+        capacity = longest.reshape(self.K, self.R).min(axis=1)
         for g, arrivals in enumerate(requests):
             rows = slice(g * width, (g + 1) * width)
             _check_fits(arrivals, int(capacity[g * width]))
@@ -137,10 +144,11 @@ class Clusters:
     def outcomes(self, c: int) -> Outcomes:
         """What happened to the requests of cluster `c`, once drained."""
         row = self.state.requests[c]
+        asked = self._requests[c // self.group]
         return Outcomes(
             arrival_s=row["arrival"].copy(),
-            prompt_tokens=row["prompt"].astype(np.int64),
-            output_tokens=row["output"].astype(np.int64),
+            prompt_tokens=asked.prompt_tokens,
+            output_tokens=asked.output_tokens,
             replica=row["replica"].astype(np.int64),
             scheduled_s=row["scheduled"].copy(),
             first_token_s=row["first_token"].copy(),
@@ -162,7 +170,8 @@ def _check_fits(requests: Requests, capacity: int) -> None:
         raise FairleadError(
             f"request {i} needs {tokens[i]} tokens of KV cache ({requests.prompt_tokens[i]} prompt, "
             f"{requests.output_tokens[i]} output), but a replica holds {capacity}: "
-            "shorten the requests, or use a larger device or more memory for the KV cache"
+            "shorten the requests, or use a larger device or more memory for the KV cache (scheduler "
+            "vllm_v0: or raise max_num_batched_tokens)"
         )
 
 

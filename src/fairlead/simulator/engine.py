@@ -1,5 +1,6 @@
-"""One replica, iteration by iteration: the scheduler of vLLM V1 with decode leaps, compiled.
+"""One replica, iteration by iteration, with decode leaps; compiled.
 
+Who is in a batch is up to the schedulers (`scheduler_*`), how long it lasts to `batch_time`.
 `docs/simulator.md` states the semantics; `reference.py` is the plain twin. Every function takes the
 state, the replica `k` and its cluster `c`.
 
@@ -11,16 +12,21 @@ exactly at a boundary joins it and a router never sees an iteration that is stil
 import math
 
 from fairlead.compiled import njit
-from fairlead.simulator import ledger
+from fairlead.simulator import (
+    ledger,
+    scheduler_sarathi,
+    scheduler_vidur_v1,
+    scheduler_vllm,
+    scheduler_vllm_v0,
+)
 from fairlead.simulator.batch_time import Batch, batch_time, decode_times
-from fairlead.simulator.state import NEVER, NONE, State
+from fairlead.simulator.batching import blocks_of, push_waiting
+from fairlead.simulator.schedulers import SARATHI, VIDUR_V1, VLLM, VLLM_V0
+from fairlead.simulator.state import NEVER, State
 from fairlead.simulator.tables import KV_BUCKET
 
-
-@njit()
-def blocks_of(tokens: int, block_size: int) -> int:
-    """KV blocks that hold `tokens` tokens."""
-    return (tokens + block_size - 1) // block_size
+ONE_SPARE = 1
+"""Vidur's schedulers let a request decode only while a block is free, even if it takes none."""
 
 
 @njit()
@@ -52,30 +58,17 @@ def enqueue(state: State, k: int, c: int, i: int) -> None:
 
 
 @njit()
-def push_waiting(state: State, k: int, c: int, i: int) -> None:
-    """Put request `i` at the end of replica `k`'s waiting queue."""
-    replica = state.replicas[k]
-    state.requests[c, i].next_waiting = NONE
-    if replica.waiting == 0:
-        replica.waiting_head = i
-    else:
-        state.requests[c, replica.waiting_tail].next_waiting = i
-    replica.waiting_tail = i
-    replica.waiting += 1
-
-
-@njit()
 def can_admit(state: State, k: int, c: int) -> bool:
     """Whether the head of the waiting queue would join a batch of all running (decoding) requests."""
-    replica = state.replicas[k]
-    budget = replica.token_budget - replica.running
-    if replica.waiting == 0 or replica.running >= replica.max_seqs or budget <= 0:
-        return False
-    head = state.requests[c, replica.waiting_head]
-    first_chunk = min(head.prompt + head.generated, budget)
-    # The decoding requests take their blocks first.
-    free = replica.free_blocks - state.phases[k, (-replica.tick) % replica.block_size]
-    return blocks_of(first_chunk, replica.block_size) <= free
+    scheduler = state.replicas[k].scheduler
+    if scheduler == VLLM:
+        return scheduler_vllm.can_admit(state, k, c)
+    if scheduler == SARATHI:
+        return scheduler_sarathi.can_admit(state, k, c)
+    if scheduler == VLLM_V0:
+        return scheduler_vllm_v0.can_admit(state, k, c)
+    # Blocks are taken ahead of time there, which no leap foresees.
+    return True
 
 
 @njit()
@@ -142,7 +135,7 @@ def _steps_until_blocks_run_out(state: State, k: int, limit: int) -> int:
     replica = state.replicas[k]
     size = replica.block_size
     decoding = replica.running - replica.prefilling
-    free = replica.free_blocks
+    free = replica.free_blocks - (0 if replica.scheduler == VLLM else ONE_SPARE)
     if decoding * (limit // size + 1) <= free:
         return limit
     cycles = min(limit // size, free // max(decoding, 1))
@@ -160,17 +153,23 @@ def _steps_until_blocks_run_out(state: State, k: int, limit: int) -> int:
 def schedule(state: State, k: int, c: int) -> None:
     """Form the batch of one iteration at the boundary and start it."""
     replica = state.replicas[k]
-    budget, preempted = _schedule_running(state, k, c)
-    if not preempted:
-        _admit(state, k, c, budget)
-    decoding = replica.running - replica.prefilling
+    if replica.scheduler == VLLM:
+        scheduler_vllm.form_batch(state, k, c)
+    elif replica.scheduler == SARATHI:
+        scheduler_sarathi.form_batch(state, k, c)
+    elif replica.scheduler == VLLM_V0:
+        scheduler_vllm_v0.form_batch(state, k, c)
+    else:
+        scheduler_vidur_v1.form_batch(state, k, c)
+    first_prefill = replica.running - replica.prefilling
+    decoding = 0 if replica.stalled else first_prefill
     tokens = decoding
     sequences = decoding
     pairs = 0.0
     squares = 0
     behind = 0
     behind_rounded = 0
-    for j in range(decoding, replica.running):
+    for j in range(first_prefill, replica.running):
         slot = state.slots[k, j]
         if slot.chunk > 0:
             request = state.requests[c, slot.request]
@@ -186,7 +185,7 @@ def schedule(state: State, k: int, c: int) -> None:
         tokens,
         sequences,
         decoding,
-        replica.kv_tokens + decoding,
+        replica.kv_tokens + decoding if decoding > 0 else 0,
         pairs,
         sequences - decoding,
         squares,
@@ -199,139 +198,12 @@ def schedule(state: State, k: int, c: int) -> None:
 
 
 @njit()
-def _schedule_running(state: State, k: int, c: int) -> tuple[int, bool]:
-    """Blocks and budget for the running requests, in order; (budget left, whether any was preempted).
-
-    Only the last running request can be in the middle of its prompt: a prompt is left unfinished
-    only when it used up the budget, and then nothing was admitted after it.
-    """
-    replica = state.replicas[k]
-    decoding = replica.running - replica.prefilling
-    budget = replica.token_budget - decoding
-    need = state.phases[k, (-replica.tick) % replica.block_size]
-    if replica.prefilling > 0:
-        slot = state.slots[k, decoding]
-        slot.chunk = min(slot.left, budget)
-        need += _prefill_blocks(state, k, c, decoding)
-    if need > replica.free_blocks:
-        return _schedule_scarce(state, k, c)
-    replica.free_blocks -= need
-    if replica.prefilling > 0:
-        budget -= state.slots[k, decoding].chunk
-    return budget, False
-
-
-@njit()
-def _prefill_blocks(state: State, k: int, c: int, j: int) -> int:
-    """Blocks that the chunk of prefilling slot `j` takes."""
-    slot = state.slots[k, j]
-    request = state.requests[c, slot.request]
-    size = state.replicas[k].block_size
-    done = request.prompt + request.generated - slot.left
-    return blocks_of(done + slot.chunk, size) - blocks_of(done, size)
-
-
-@njit()
-def _schedule_scarce(state: State, k: int, c: int) -> tuple[int, bool]:
-    """As `_schedule_running` when blocks run out: the last running requests give theirs up."""
-    replica = state.replicas[k]
-    budget = replica.token_budget
-    preempted = False
-    j = 0
-    while j < replica.running and budget > 0:
-        slot = state.slots[k, j]
-        if slot.left == 0:
-            request = state.requests[c, slot.request]
-            in_kv = request.prompt + replica.tick - slot.zero_tick - 1
-            want = 1
-            need = 1 if in_kv % replica.block_size == 0 else 0
-        else:
-            slot.chunk = min(slot.left, budget)
-            want = slot.chunk
-            need = _prefill_blocks(state, k, c, j)
-        while need > replica.free_blocks and replica.running > j:
-            preempt_last(state, k, c)
-            preempted = True
-        if replica.running == j:
-            break
-        replica.free_blocks -= need
-        budget -= want
-        j += 1
-    return budget, preempted
-
-
-@njit()
-def preempt_last(state: State, k: int, c: int) -> None:
-    """Take the most recently admitted request off the batch: to be recomputed, first in the queue."""
-    replica = state.replicas[k]
-    size = replica.block_size
-    slot = state.slots[k, replica.running - 1]
-    request = state.requests[c, slot.request]
-    if slot.left > 0:
-        in_kv = request.prompt + request.generated - slot.left
-        replica.prefilling -= 1
-    else:
-        request.generated = replica.tick - slot.zero_tick
-        in_kv = request.prompt + request.generated - 1
-        replica.kv_tokens -= in_kv
-        state.phases[k, (in_kv - replica.tick) % size] -= 1
-        state.ledgers[k, request.router].decoding -= 1
-        replica.interrupted += 1
-    replica.free_blocks += blocks_of(in_kv, size)
-    replica.running -= 1
-    if slot.left == 0 and slot.finish_tick == replica.next_finish:
-        _find_next_finish(state, k)
-    request.preemptions += 1
-    replica.preemptions += 1
-    request.next_waiting = replica.waiting_head if replica.waiting > 0 else NONE
-    if replica.waiting == 0:
-        replica.waiting_tail = slot.request
-    replica.waiting_head = slot.request
-    replica.waiting += 1
-
-
-@njit()
-def _find_next_finish(state: State, k: int) -> None:
-    replica = state.replicas[k]
-    replica.next_finish = NEVER
-    for j in range(replica.running - replica.prefilling):
-        replica.next_finish = min(replica.next_finish, state.slots[k, j].finish_tick)
-
-
-@njit()
-def _admit(state: State, k: int, c: int, budget: int) -> None:
-    """Waiting requests join, first come first served, while budget, slots and blocks allow."""
-    replica = state.replicas[k]
-    while replica.waiting > 0 and budget > 0 and replica.running < replica.max_seqs:
-        i = replica.waiting_head
-        request = state.requests[c, i]
-        known = request.prompt + request.generated
-        chunk = min(known, budget)
-        need = blocks_of(chunk, replica.block_size)
-        if need > replica.free_blocks:
-            return
-        replica.waiting_head = request.next_waiting
-        replica.waiting -= 1
-        if math.isnan(request.scheduled):
-            request.scheduled = replica.clock
-        slot = state.slots[k, replica.running]
-        slot.request = i
-        slot.left = known
-        slot.chunk = chunk
-        slot.router = request.router
-        replica.running += 1
-        replica.prefilling += 1
-        replica.free_blocks -= need
-        budget -= chunk
-
-
-@njit()
 def commit(state: State, k: int, c: int) -> None:
     """The iteration under way has ended: tokens appear, requests finish."""
     replica = state.replicas[k]
     replica.busy = False
     first_prefill = replica.running - replica.prefilling
-    if first_prefill > 0:
+    if first_prefill > 0 and not replica.stalled:
         _decode_tokens(state, k, 1, replica.duration, 0.0)
     for j in range(first_prefill, replica.running):
         slot = state.slots[k, j]
@@ -381,7 +253,7 @@ def finish(state: State, k: int, c: int) -> None:
             in_kv = request.prompt + request.output - 1
             request.finish = replica.clock
             request.generated = request.output
-            replica.free_blocks += blocks_of(in_kv, size)
+            replica.free_blocks += slot.blocks if replica.scheduler == VIDUR_V1 else blocks_of(in_kv, size)
             replica.kv_tokens -= in_kv
             state.phases[k, (in_kv - replica.tick) % size] -= 1
             ledger.saw_finish(state, k, c, request)

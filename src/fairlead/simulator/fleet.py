@@ -9,6 +9,7 @@ import numpy.typing as npt
 from fairlead.errors import FairleadError
 from fairlead.simulator.hardware import device, model
 from fairlead.simulator.reference_timing import Scheduled, batch_seconds
+from fairlead.simulator.schedulers import VLLM_V1, SchedulerOptions
 from fairlead.simulator.tables import OperatorTables, StepTable, TimingModel, reach
 from fairlead.simulator.timing import NUM_TIMING_FIELDS, Coefficients, analytic, kv_blocks
 from fairlead.simulator.timing_files import read_timing
@@ -39,6 +40,8 @@ class Fleet:
     max_tokens: int = 0
     routers: int = 1
     """M routers that share the replicas."""
+    scheduler: SchedulerOptions = VLLM_V1
+    """How every replica forms its batches."""
     tables: tuple[StepTable | OperatorTables | None, ...] = ()
     """(R,) the table that a replica runs by, if it does; replicas that are alike share one object."""
 
@@ -120,6 +123,7 @@ def build_fleet(scenario: Scenario) -> Fleet:
         speeds_declared=scenario.view.speeds_declared,
         max_tokens=scenario.workload.max_tokens or 0,
         routers=scenario.routers,
+        scheduler=SchedulerOptions(engine.scheduler, engine.watermark),
     )
 
 
@@ -134,6 +138,7 @@ def custom_fleet(
     speeds_declared: bool = True,
     max_tokens: int = 0,
     routers: int = 1,
+    scheduler: SchedulerOptions = VLLM_V1,
 ) -> Fleet:
     """A fleet from iteration-time models and KV blocks (R,); declared facts are derived from them.
 
@@ -163,6 +168,7 @@ def custom_fleet(
         scrape_interval_s,
         max_tokens,
         routers,
+        scheduler,
         tuple(None if isinstance(row, Coefficients) else row for row in models),
     )
 

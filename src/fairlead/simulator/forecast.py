@@ -15,6 +15,7 @@ import numpy.typing as npt
 from fairlead.compiled import njit, prange, signed
 from fairlead.simulator import engine, ledger
 from fairlead.simulator.batch_time import Tables
+from fairlead.simulator.batching import blocks_of, longest_request, push_waiting
 from fairlead.simulator.state import NEVER, State, new_state
 
 NO_SCRATCH = new_state(1, 1, 1, 1, 1)
@@ -33,20 +34,21 @@ def _add_request(scratch: State, c: int, i: int, prompt: int, streamed: int, rem
     """Put request `i` of the scratch replica: `streamed` tokens so far, `remaining` expected to come."""
     replica = scratch.replicas[c]
     request = scratch.requests[c, i]
-    capacity = replica.kv_blocks * replica.block_size
+    capacity = longest_request(replica)
     output = streamed + max(1, round(remaining))
     request.prompt = prompt
     request.output = max(streamed + 1, min(output, capacity - prompt + 1))
     request.generated = streamed
     request.first_token = math.nan
     request.finish = math.nan
-    need = engine.blocks_of(prompt + streamed - 1, replica.block_size)
+    need = blocks_of(prompt + streamed - 1, replica.block_size)
     if streamed > 0 and replica.running < replica.max_seqs and need <= replica.free_blocks:
         in_kv = prompt + streamed - 1
         slot = scratch.slots[c, replica.running]
         slot.request = i
         slot.left = 0
         slot.chunk = 0
+        slot.blocks = need
         slot.zero_tick = -streamed
         slot.finish_tick = request.output - streamed
         replica.next_finish = min(replica.next_finish, slot.finish_tick)
@@ -57,7 +59,7 @@ def _add_request(scratch: State, c: int, i: int, prompt: int, streamed: int, rem
         return
     if streamed > 0:
         replica.interrupted += 1
-    engine.push_waiting(scratch, c, c, i)
+    push_waiting(scratch, c, c, i)
 
 
 @njit()
@@ -83,6 +85,12 @@ def _copy_replica(state: State, k: int, c: int, scratch: State) -> int:
     for phase in range(scratch.phases.shape[1]):
         scratch.phases[c, phase] = 0
     replica.table = source.table
+    replica.scheduler = source.scheduler
+    replica.watermark = source.watermark
+    replica.padded = source.padded
+    replica.restart_loses_prompt = False
+    replica.stalled = False
+    replica.partial_first = False
     replica.pace = 1.0
     for coefficient in range(scratch.timing.shape[1]):
         scratch.timing[c, coefficient] = state.timing[k, coefficient]

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from fairlead.errors import FairleadError
 from fairlead.simulator.fleet import Fleet
 from fairlead.simulator.reference_replica import InFlight, Iteration, Replica, ReplicaSpec, Slot
+from fairlead.simulator.reference_schedulers import make_replica
 from fairlead.view.schema import NUM_REPLICA_COLUMNS, NUM_REQUEST_COLUMNS, View
 from fairlead.workload.requests import Requests
 
@@ -82,7 +83,7 @@ class Cluster:
         routers: int,
     ) -> None:
         """An idle cluster at time 0."""
-        self.replicas = [Replica(r, spec, log, routers) for r, spec in enumerate(replicas)]
+        self.replicas = [make_replica(r, spec, log, routers) for r, spec in enumerate(replicas)]
         self.scrape_interval_s = scrape_interval_s
         self.max_tokens = max_tokens
         self.scrapes = [Scrape() for _ in replicas]
@@ -254,6 +255,7 @@ def from_fleet(fleet: Fleet) -> list[ReplicaSpec]:
             max_seqs=fleet.max_num_seqs,
             block_size=fleet.block_size,
             kv_blocks=int(fleet.kv_blocks[r]),
+            scheduler=fleet.scheduler,
             speed=float(fleet.static[r, 0]),
             prefill_tokens_per_s=float(fleet.static[r, 1]),
             decode_iteration_s=float(fleet.static[r, 2]),
@@ -264,7 +266,10 @@ def from_fleet(fleet: Fleet) -> list[ReplicaSpec]:
 
 def _check_fit(replicas: Sequence[ReplicaSpec], requests: Requests) -> None:
     """Refuses a request that could never finish: the last token's own KV entry is never needed."""
-    capacity = min(spec.kv_blocks * spec.block_size for spec in replicas)
+    capacity = min(
+        spec.scheduler.longest_request(spec.kv_blocks, spec.block_size, spec.token_budget)
+        for spec in replicas
+    )
     for i, (prompt, output) in enumerate(zip(requests.prompt_tokens, requests.output_tokens, strict=True)):
         if prompt + output - 1 > capacity:
             raise FairleadError(

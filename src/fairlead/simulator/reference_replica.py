@@ -10,6 +10,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from fairlead.simulator.reference_timing import Scheduled, batch_seconds
+from fairlead.simulator.schedulers import VLLM_V1, SchedulerOptions
 from fairlead.simulator.tables import TimingModel
 
 TTFT_WEIGHT = 0.2
@@ -30,6 +31,7 @@ class ReplicaSpec:
     block_size: int
     """Tokens per KV block."""
     kv_blocks: int
+    scheduler: SchedulerOptions = VLLM_V1
     speed: float = 1.0
     prefill_tokens_per_s: float = 0.0
     decode_iteration_s: float = 0.0
@@ -161,9 +163,7 @@ class Replica:
         self.preempted = []
         for request in self.running:
             request.chunk = 0
-        budget = self.continue_running(self.spec.token_budget)
-        if not self.preempted:
-            self.admit(budget)
+        self.form_batch()
         batch = [request for request in self.running if request.chunk]
         assert batch, "a replica with work always computes something"
         scheduled = [Scheduled(request.chunk, request.computed, request.decoding) for request in batch]
@@ -174,6 +174,12 @@ class Replica:
         self.end_s = self.boundary_s + self.duration_s
         if self.log is not None:
             self.log.append(self._as_iteration())
+
+    def form_batch(self) -> None:
+        """Gives every request of the next iteration its tokens and blocks."""
+        budget = self.continue_running(self.spec.token_budget)
+        if not self.preempted:
+            self.admit(budget)
 
     def continue_running(self, budget: int) -> int:
         """Gives running requests their tokens, in order of admission; returns the budget left."""
@@ -254,6 +260,10 @@ class Replica:
         """Frees the blocks of a request that leaves."""
         self.free += self.blocks(request.computed)
 
+    def blocks_held(self, request: InFlight) -> int:
+        """KV blocks that a running request has, those for its chunk included."""
+        return self.blocks(request.computed + request.chunk)
+
     def blocks(self, tokens: int) -> int:
         """KV blocks that hold `tokens` tokens."""
         return -(-tokens // self.spec.block_size)
@@ -261,8 +271,7 @@ class Replica:
     def _as_iteration(self) -> Iteration:
         assert self.end_s is not None
         slots = tuple(
-            Slot(r.index, r.chunk, r.computed, r.decoding, self.blocks(r.computed + r.chunk))
-            for r in self.running
+            Slot(r.index, r.chunk, r.computed, r.decoding, self.blocks_held(r)) for r in self.running
         )
         waiting = tuple(request.index for request in self.waiting)
         preempted = tuple(self.preempted)

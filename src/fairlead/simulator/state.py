@@ -41,6 +41,10 @@ REPLICA = np.dtype(
         ("block_size", "i8"),
         ("kv_blocks", "i8"),
         ("table", "i8"),  # index into `tables`, or NO_TABLE: it runs by its coefficients
+        ("scheduler", "i8"),  # code of `schedulers`
+        ("watermark", "i8"),  # blocks that an admission must leave free
+        ("padded", "b1"),  # vllm_v0: a batch counts as its longest prompt times its requests
+        ("restart_loses_prompt", "b1"),  # Vidur's bug, for comparisons
         ("pace", "f8"),  # every iteration that starts while it is p lasts p times as long
         # engine
         ("clock", "f8"),  # end of the iteration under way, else the last boundary
@@ -55,6 +59,8 @@ REPLICA = np.dtype(
         ("waiting", "i8"),
         ("waiting_head", "i8"),
         ("waiting_tail", "i8"),
+        ("stalled", "b1"),  # the decoding slots are not in the batch under way
+        ("partial_first", "b1"),  # sarathi: the half-done prompt got nothing and leads the list
         ("interrupted", "i8"),  # requests that have streamed tokens but were preempted since
         ("preemptions", "i8"),
         # last scrape
@@ -94,7 +100,17 @@ ROUTER = np.dtype(
     align=True,
 )
 
-CONFIGURATION = ("token_budget", "max_seqs", "block_size", "kv_blocks", "table")
+CONFIGURATION = (
+    "token_budget",
+    "max_seqs",
+    "block_size",
+    "kv_blocks",
+    "table",
+    "scheduler",
+    "watermark",
+    "padded",
+    "restart_loses_prompt",
+)
 """The fields of REPLICA that are the same for every run."""
 
 SLOT = np.dtype(
@@ -103,6 +119,7 @@ SLOT = np.dtype(
         ("finish_tick", "i8"),
         ("request", "i4"),
         ("left", "i4"),  # tokens still to prefill; 0 = decoding
+        ("blocks", "i4"),  # taken at admission; kept up to date by vidur_v1 alone
         ("chunk", "i4"),  # of these, in the iteration under way
         ("router", "i4"),  # that sent it
     ],

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import yaml
@@ -76,9 +76,16 @@ class EngineOptions(Section):
     enable_prefix_caching: bool = False
     """Whether blocks stay cached, so that a prompt that begins like an earlier one computes only its rest."""
 
+    scheduler: Literal["vllm", "sarathi", "vllm_v0"] = "vllm"
+    """vLLM V1, or the schedulers of Vidur: chunked prompts beside decodes, or prompts first and whole."""
+    watermark: float | None = Field(default=None, ge=0, lt=1)
+    """Share of blocks that an admission leaves free; only for sarathi and vllm_v0 (default: 0.01)."""
+
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.max_num_batched_tokens < self.max_num_seqs:
+        if self.watermark is not None and self.scheduler == "vllm":
+            raise invalid("watermark: the scheduler vllm has none, only sarathi and vllm_v0 do")
+        if self.scheduler == "vllm" and self.max_num_batched_tokens < self.max_num_seqs:
             raise invalid(
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "
                 f"({self.max_num_seqs}), as in vLLM: each running sequence needs a token per iteration"
