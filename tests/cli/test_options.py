@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fairlead.cli.options import load_list, read_settings, seed_list, split
+from fairlead.cli.options import load_list, read_settings, scenario_list, seed_list, split
 from fairlead.errors import FairleadError
 
 
@@ -15,6 +15,22 @@ def test_names_are_split_at_commas_and_kept_in_order():
 def test_no_name_at_all_is_an_error():
     with pytest.raises(FairleadError, match="no router given"):
         split([" , "], "router")
+
+
+def test_a_suite_stands_for_its_scenarios_each_of_them_once():
+    suite = scenario_list(["suite/standard"])
+    assert len(suite) >= 12
+    assert scenario_list(["chat-8,chat-equal", "suite/standard"])[2:] == suite[1:]
+
+
+def test_two_scenarios_of_one_name_are_an_error(tmp_path: Path):
+    file = tmp_path / "chat-equal.yaml"
+    file.write_text(
+        "replicas: [{device: a10}]\n"
+        "workload: {arrivals: {kind: poisson}, lengths: {kind: fixed, prompt: 9, output: 9}}\n"
+    )
+    with pytest.raises(FairleadError, match="two scenarios are called chat-equal"):
+        scenario_list(["suite/standard", str(file)])
 
 
 def test_loads():

@@ -2,9 +2,13 @@
 
 import json
 
+import pytest
 import yaml
 
+from fairlead.evaluate import headroom
+from fairlead.workload import suites
 from fairlead.workload.scenario import load_scenario, scenario_names
+from fairlead.workload.suites import Suite
 
 
 def test_every_scenario_is_listed(fairlead):
@@ -42,3 +46,53 @@ def test_an_unknown_scenario_is_an_error_that_names_the_known_ones(fairlead):
     assert (ended.code, ended.out) == (2, "")
     assert ended.err.startswith("error: ") and ended.err.count("\n") == 1
     assert "chat-equal" in ended.err
+
+
+@pytest.fixture
+def small_suite(monkeypatch, tmp_path):
+    suite = Suite(
+        name="small", description="Two.", scenarios={"chat-equal": "One.", "uniform-lengths": "Two."}
+    )
+    monkeypatch.setattr(suites, "load_suite", lambda name: suite)
+    monkeypatch.setattr(headroom, "cache_directory", lambda: tmp_path / "kept")
+
+
+QUICK = ("--seeds", "2", "--requests", "60")
+
+
+def test_a_suite_shows_loads_capacity_and_headroom(fairlead, small_suite):
+    ended = fairlead("scenarios", "--suite", "small", *QUICK)
+    assert ended.code == 0
+    for word in (
+        "chat-equal, capacity",
+        "uniform-lengths",
+        "0.9",
+        "round robin",
+        "mean E2E",
+        "p99 TTFT",
+        "@0.5",
+    ):
+        assert word in ended.out
+    assert "streams of their own" in ended.out and "2 paired seeds of 60 requests" in ended.out
+    assert "headroom" in ended.err, "progress"
+
+
+def test_a_suite_as_json(fairlead, small_suite):
+    ended = fairlead("scenarios", "--suite", "small", *QUICK, "--json")
+    shown = json.loads(ended.out)
+    assert [each["name"] for each in shown["scenarios"]] == ["chat-equal", "uniform-lengths"]
+    for each in shown["scenarios"]:
+        assert each["capacity_rps"] > 0 and each["teaches"]
+        assert [cell["load"] for cell in each["headroom"]] == each["loads"]
+        for cell in each["headroom"]:
+            assert cell["rate_rps"] == pytest.approx(cell["load"] * each["capacity_rps"])
+            assert {metric["metric"] for metric in cell["metrics"]} == set(headroom.DIALS)
+
+
+def test_wrong_suites(fairlead):
+    ended = fairlead("scenarios", "--suite", "standart")
+    assert ended.code == 2 and "did you mean standard" in ended.err
+    ended = fairlead("scenarios", "chat-equal", "--suite", "standard")
+    assert ended.code == 2 and "give one of the two" in ended.err
+    ended = fairlead("simulate", "--scenario", "suite/standard")
+    assert ended.code == 2 and "one is needed" in ended.err and ended.err.count("\n") == 1

@@ -18,8 +18,7 @@ from fairlead.view.preference import check_favor, weights
 from fairlead.view.schema import NUM_REPLICA_COLUMNS, NUM_REQUEST_COLUMNS, View
 from fairlead.workload.requests import Requests
 from fairlead.workload.scenario import generate, load_scenario
-
-DEMO = ("chat-equal", "chat-unequal")
+from fairlead.workload.suites import load_scenarios
 
 
 def test_names_and_columns_fit_together() -> None:
@@ -50,12 +49,14 @@ def test_pitfall_12_every_feature_varies_in_training() -> None:
 
     `available` varies only where replicas fail.
     """
-    env = RouterVectorEnv([load_scenario(name) for name in DEMO], num_envs=16, group=4, favor=(0.0, 1.0))
+    scenarios = load_scenarios("suite/standard")
+    count = 2 * len(scenarios)
+    env = RouterVectorEnv(scenarios, num_envs=count, group=2, favor=(0.0, 1.0))
     observation, _ = env.reset(seed=1)
     draw = np.random.default_rng(0)
     seen = [observation]
     for _ in range(300):
-        observation, *_ = env.step(draw.integers(0, 4, 16))
+        observation, *_ = env.step(draw.integers(0, 4, count))
         seen.append(observation)
     spread = np.concatenate(seen).reshape(-1, NUM_FEATURES).std(0)
     constant = [name for name, s in zip(FEATURES, spread, strict=True) if s < 1e-3]

@@ -27,7 +27,7 @@ ManyScenarios = Annotated[
         "--scenario",
         "-s",
         metavar="NAME_OR_FILE,...",
-        help="Scenarios: names or YAML files, separated by commas, or the option repeated.",
+        help="Scenarios: names, YAML files or `suite/standard`, separated by commas, or the option repeated.",
         show_default=False,
     ),
 ]
@@ -77,9 +77,17 @@ def split(values: Iterable[str], what: str) -> list[str]:
 
 def scenario_list(values: Iterable[str]) -> "list[Scenario]":
     """The scenarios that `--scenario` names."""
-    from fairlead.workload.scenario import load_scenario
+    from fairlead.workload.suites import load_scenarios
 
-    return [load_scenario(name) for name in split(values, "scenario")]
+    found: dict[str, Scenario] = {}
+    for name in split(values, "scenario"):
+        for scenario in load_scenarios(name):
+            # A scenario may be named, and be in a suite that is named too; two that differ are not one.
+            if scenario != found.setdefault(scenario.name, scenario):
+                raise FairleadError(
+                    f"two scenarios are called {scenario.name}: give one of them another name, in its file"
+                )
+    return list(found.values())
 
 
 def load_list(text: str | None) -> list[float] | None:

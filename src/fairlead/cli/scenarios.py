@@ -1,4 +1,4 @@
-"""`fairlead scenarios`: list them, or show one in full with its measured capacity."""
+"""`fairlead scenarios`: list them, show one in full, or a suite with the headroom of each."""
 
 import re
 from typing import TYPE_CHECKING, Annotated, Any
@@ -6,16 +6,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fairlead.cli.first_run import capacity
-from fairlead.cli.options import Json
-from fairlead.cli.output import print_json, print_table
+from fairlead.cli.options import Json, seed_list
+from fairlead.cli.output import ProgressBar, on_interrupt, print_json, print_table
+from fairlead.errors import FairleadError
 
 if TYPE_CHECKING:
+    from fairlead.evaluate.headroom import Headroom, Step
     from fairlead.workload.scenario import Scenario
 
 EXAMPLES = (
     "fairlead scenarios",
     "fairlead scenarios chat-unequal",
     "fairlead scenarios my-cluster.yaml --json",
+    "fairlead scenarios --suite standard",
 )
 
 
@@ -24,14 +27,35 @@ def command(
         str | None,
         typer.Argument(metavar="[NAME_OR_FILE]", help="Show this scenario in full.", show_default=False),
     ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Show a suite (`standard`): each scenario and load with its headroom. Wherever scenarios "
+            "are named, `suite/standard` stands for all of them.",
+            show_default=False,
+        ),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(min=2, metavar="N", help="Of --suite: independent runs behind each interval.")
+    ] = 6,
+    requests: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Of --suite: requests in each run. Fewer: sooner, wider.")
+    ] = 2000,
     json: Json = False,
 ) -> None:
-    """List the scenarios that ship with Fairlead, or show one in full.
+    """List the scenarios that ship with Fairlead, show one in full, or a suite with its headroom.
 
     A scenario is a cluster (model, replicas, hardware), its traffic (arrivals, lengths) and the loads to try.
-    Copy one to a YAML file, change it, and give that file wherever a scenario is asked for.
+    Copy one to a YAML file, change it, and give that file wherever a scenario is asked for. Headroom is what
+    routing can change at all: how far the best heuristic is from round robin, and lookahead from the best
+    heuristic.
     """
-    if name is None:
+    if suite is not None:
+        if name is not None:
+            raise FairleadError(f"{name} and --suite {suite}: give one of the two")
+        _suite(suite, seed_list(0, seeds), requests, json)
+    elif name is None:
         _list(json)
     else:
         _show(name, json)
@@ -74,6 +98,90 @@ def _show(name: str, json: bool) -> None:
     typer.echo(f"# measured capacity: {rate:.3g} requests/s")
     for load in scenario.loads:
         typer.echo(f"#   load {load:g} is {load * rate:.3g} requests/s")
+
+
+def _suite(name: str, seeds: list[int], requests: int, json: bool) -> None:
+    from fairlead.evaluate.headroom import DIALS, headroom_of_all
+    from fairlead.workload.scenario import load_scenario
+    from fairlead.workload.suites import load_suite
+
+    suite = load_suite(name)
+    scenarios = [load_scenario(each) for each in suite.scenarios]
+    rates = {scenario.name: capacity(scenario) for scenario in scenarios}
+    with on_interrupt(lambda: "what was measured is kept"), ProgressBar() as progress:
+        found = headroom_of_all(scenarios, seeds=seeds, requests=requests, progress=progress)
+    if json:
+        print_json(
+            {
+                "suite": suite.name,
+                "description": suite.description,
+                "splits": SPLIT_WORDS,
+                "requests": requests,
+                "seeds": seeds,
+                "lookahead_dials": DIALS,
+                "scenarios": [
+                    {
+                        **summary(scenario),
+                        "teaches": suite.scenarios[scenario.name],
+                        "capacity_rps": rates[scenario.name],
+                        "headroom": [
+                            {**each.model_dump(mode="json"), "worthwhile_on": each.places}
+                            for each in found
+                            if each.scenario == scenario.name
+                        ],
+                    }
+                    for scenario in scenarios
+                ],
+            }
+        )
+        return
+    header = ("load", "req/s", "metric", "round robin", "best heuristic", "%", "lookahead", "%")
+    for scenario in scenarios:
+        rate, teaches = rates[scenario.name], suite.scenarios[scenario.name]
+        typer.echo(f"{scenario.name}, capacity {rate:.3g} requests/s. {teaches}\n")
+        here = [each for each in found if each.scenario == scenario.name]
+        rows = [row for each in here for row in _headroom_rows(each)]
+        print_table(header, rows, right=("load", "req/s", "round robin"))
+        for each in here:
+            if not each.places:
+                typer.echo(f"Load {each.load:g} {each.in_words}.\n")
+    typer.echo(
+        f"Times in seconds. In %: the difference to the router before it, with its 95 % interval over "
+        f"{len(seeds)} paired seeds of {requests} requests; negative is better. {SPLIT_WORDS}"
+    )
+
+
+def _headroom_rows(found: "Headroom") -> list[list[str]]:
+    from fairlead.evaluate.phrasing import LABELS, number
+
+    rows = []
+    place = [f"{found.load:g}", f"{found.rate_rps:.3g}"]
+    for m in found.metrics:
+        heuristic, lookahead = m.heuristic, m.lookahead
+        rows.append(
+            [
+                *place,
+                LABELS[m.metric],
+                number(m.metric, m.round_robin),
+                f"{number(m.metric, heuristic.value)} {heuristic.router}",
+                _step(heuristic),
+                f"{number(m.metric, lookahead.value)} {lookahead.router.removeprefix('lookahead')}",
+                _step(lookahead),
+            ]
+        )
+        place = ["", ""]
+    return rows
+
+
+def _step(step: "Step") -> str:
+    from fairlead.evaluate.phrasing import percent
+
+    return f"{percent(step.relative)} [{percent(step.ci_low)}, {percent(step.ci_high)}]"
+
+
+SPLIT_WORDS = (
+    "Training, validation and evaluation draw from random streams of their own and never share a run."
+)
 
 
 def summary(scenario: "Scenario") -> dict[str, Any]:

@@ -34,7 +34,8 @@ def command(
             "--scenario",
             "-s",
             metavar="NAME_OR_FILE,...",
-            help="Scenarios to train on: names or YAML files, separated by commas, or the option repeated.",
+            help="Scenarios to train on: names, YAML files or `suite/standard`, separated by commas, or the "
+            "option repeated.",
             show_default=False,
         ),
     ] = None,

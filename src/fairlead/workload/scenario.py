@@ -27,6 +27,9 @@ from fairlead.workload.sessions import Sessions
 from fairlead.workload.tables import table_text
 from fairlead.workload.timing import TIMING_FILES, TimingSection
 
+SUITE_PREFIX = "suite/"
+"""In front of the name of a suite (`suites.py`)."""
+
 SPLITS = ("train", "validate", "evaluate")
 """What a run is for: the first name of its random streams."""
 
@@ -262,6 +265,11 @@ def load_scenario(name_or_file: str | Path) -> Scenario:
         directory = resources.files("fairlead.workload") / "scenarios"
         content = (directory / f"{text}.yaml").read_text(encoding="utf-8")
         return _validate(_parse(content, text), text, Path(), name=text)
+    if text.startswith(SUITE_PREFIX) and path.suffix not in (".yaml", ".yml"):
+        raise FairleadError(
+            f"{text} is a suite of scenarios, and one is needed here: name one of `fairlead scenarios "
+            f"--suite {text.removeprefix(SUITE_PREFIX)}`"
+        )
     if path.suffix not in (".yaml", ".yml") and len(path.parts) == 1 and not path.is_file():
         raise FairleadError(
             f"unknown scenario {text!r}; {did_you_mean(text, scenario_names())}; or the path of a YAML file"

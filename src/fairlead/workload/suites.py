@@ -1,0 +1,53 @@
+"""Suites: named lists of scenarios, accepted wherever scenarios are named, as `suite/NAME`.
+
+What is for training and what for evaluation is not decided here: each scenario's random streams are split by
+their first name (`train`, `validate`, `evaluate`), so no run of an evaluation was ever trained on.
+"""
+
+from importlib import resources
+
+import yaml
+from pydantic import Field
+
+from fairlead.errors import FairleadError
+from fairlead.section import Section, did_you_mean
+from fairlead.workload.scenario import SUITE_PREFIX, Scenario, load_scenario
+
+
+class Suite(Section):
+    """Scenarios that are run together."""
+
+    name: str
+    description: str
+    scenarios: dict[str, str] = Field(min_length=1)
+    """Names of shipped scenarios, each with what it teaches, in a sentence."""
+
+
+def suite_names() -> list[str]:
+    """The suites that ship with Fairlead, sorted, without the prefix."""
+    entries = (resources.files("fairlead.workload") / "suites").iterdir()
+    return sorted(entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml"))
+
+
+def load_suite(name: str) -> Suite:
+    """The suite called `name`, with or without `suite/` in front.
+
+    Raises:
+        FairleadError: if there is none.
+    """
+    name = name.removeprefix(SUITE_PREFIX)
+    if name not in suite_names():
+        raise FairleadError(f"unknown suite {name!r}; {did_you_mean(name, suite_names())}")
+    text = (resources.files("fairlead.workload") / "suites" / f"{name}.yaml").read_text(encoding="utf-8")
+    return Suite.model_validate({"name": name, **yaml.safe_load(text)})
+
+
+def load_scenarios(name_or_file: str) -> list[Scenario]:
+    """The scenarios that a text names: those of `suite/NAME`, or the one of `load_scenario`.
+
+    Raises:
+        FairleadError: if there is no such suite, and as `load_scenario`.
+    """
+    if name_or_file.startswith(SUITE_PREFIX) and not name_or_file.endswith((".yaml", ".yml")):
+        return [load_scenario(each) for each in load_suite(name_or_file).scenarios]
+    return [load_scenario(name_or_file)]
