@@ -1,0 +1,142 @@
+"""`fairlead serve`: the gateway in front of real servers."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fairlead.cli.options import read_settings
+from fairlead.cli.output import say
+from fairlead.errors import FairleadError
+
+if TYPE_CHECKING:
+    from fairlead.serve.settings import GatewaySettings
+
+EXAMPLES = (
+    "fairlead serve --backend http://127.0.0.1:8001 --backend http://127.0.0.1:8002",
+    "fairlead serve --config gateway.yaml --policy runs/mine/policy.onnx --favor 0.8",
+)
+
+
+def command(
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL",
+            help="A server to pass requests on to, such as http://10.0.0.1:8000; once for each.",
+            show_default=False,
+        ),
+    ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME_OR_FILE",
+            help="Who decides: a heuristic such as least_work, lor, p2c, or a trained policy.onnx. "
+            "Default: least_work.",
+            show_default=False,
+        ),
+    ] = None,
+    favor: Annotated[
+        float | None,
+        typer.Option(
+            metavar="DIAL",
+            help="What a trained policy favors, from 0 (end-to-end latency) to 1 (time to first token). "
+            "Default: 0.5.",
+            show_default=False,
+        ),
+    ] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Where to listen. Default: 127.0.0.1.", show_default=False),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Where to listen. Default: 8000; 0: any.", show_default=False),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.yaml",
+            help="Settings; the options above override it. SIGHUP reads it again.",
+            show_default=False,
+        ),
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="One setting, such as queue.max_requests=200; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Check the settings and the policy, then exit.")
+    ] = False,
+) -> None:
+    """Serve an OpenAI-compatible API in front of several vLLM servers, and route each request by a policy.
+
+    Requests under /v1 are passed on as they are, streams included; /health, /ready and /metrics are the
+    gateway's own. One JSON line for each request goes to stdout. SIGTERM: finish, then end.
+    """
+    from fairlead.compiled import is_cached
+
+    def settings() -> "GatewaySettings":
+        return _settings(config, assignments or [], backend or [], policy, favor, host, port)
+
+    chosen = settings()
+    if not is_cached():
+        say("compiling (only the first time; half a minute) ...")
+    try:
+        import uvloop
+
+        from fairlead.serve.server import Server
+    except ModuleNotFoundError as error:
+        raise FairleadError(f"serving needs {error.name}: pip install {error.name}") from None
+    if check:
+        from fairlead.serve.gateway import Gateway
+
+        Gateway(chosen)
+        say(f"the settings are good: {len(chosen.backends)} backends, policy {chosen.policy.router}")
+        return
+
+    async def main() -> None:
+        server = Server(chosen, settings)
+        await server.start()
+        server.handle_signals()
+        scheme = "https" if chosen.tls is not None else "http"
+        server.gateway.events(
+            "listening",
+            url=f"{scheme}://{chosen.host}:{server.port}",
+            backends=[each.url for each in chosen.backends],
+            policy=chosen.policy.router,
+        )
+        await server.serve()
+
+    uvloop.run(main())
+
+
+def _settings(
+    config: Path | None,
+    assignments: list[str],
+    backends: list[str],
+    policy: str | None,
+    favor: float | None,
+    host: str | None,
+    port: int | None,
+) -> "GatewaySettings":
+    """The settings of the file, with what the options say on top."""
+    from fairlead.serve.settings import parse_settings
+
+    content = read_settings(config, assignments)
+    if backends:
+        content["backends"] = [{"url": url} for url in backends]
+    given: dict[str, Any] = {"host": host, "port": port}
+    content |= {key: value for key, value in given.items() if value is not None}
+    for key, value in (("router", policy), ("favor", favor)):
+        if value is not None:
+            section = content.setdefault("policy", {})
+            if not isinstance(section, dict):
+                raise FairleadError("policy: should be a mapping of keys, for example {router: lor}")
+            section[key] = value
+    return parse_settings(content, str(config) if config is not None else "fairlead serve")

@@ -1,0 +1,534 @@
+"""One request on its way: from the client to a backend, and the answer back.
+
+The life of an exchange: the body is read (whole, up to `inspect_bytes`), a backend is chosen, the request is
+sent, the answer is passed on piece by piece. Before the first byte of an answer has been passed on it may
+start again with another backend; after that it can only end. Every path ends in `_end`, exactly once.
+"""
+
+from collections.abc import Sequence
+from time import monotonic
+from typing import Protocol
+
+from fairlead.serve.backend import Backend
+from fairlead.serve.facts import GENERATE, STATELESS, Facts, partial_facts, read_facts
+from fairlead.serve.frontend import Request
+from fairlead.serve.ledger import OTHER, STREAM, WHOLE, Entry, Ledger
+from fairlead.serve.messages import (
+    HOP_BY_HOP,
+    VIA,
+    Headers,
+    answer,
+    error_body,
+    named_in_connection,
+    status_line,
+)
+from fairlead.serve.scraping import orca_reading
+from fairlead.serve.settings import Limits, Timeouts
+from fairlead.serve.tokens import TAIL_BYTES, EventMeter, PromptEstimate, Usage, find_usage
+from fairlead.serve.upstream import UpstreamConnection
+
+_DROPPED_FROM_REQUEST = HOP_BY_HOP | {
+    b"host",
+    b"content-length",
+    b"x-request-id",
+    b"x-forwarded-for",
+    b"x-forwarded-proto",
+    b"via",
+}
+_DROPPED_FROM_ANSWER = HOP_BY_HOP | {b"content-length", b"x-request-id", b"via"}
+_SAFE_METHODS = (b"GET", b"HEAD", b"OPTIONS")
+CLIENT_LEFT = 499
+"""What logs say of a request whose client left before its answer was complete (as nginx has it)."""
+
+
+class Dispatcher(Protocol):
+    """What an exchange needs of its gateway."""
+
+    limits: Limits
+    timeouts: Timeouts
+    ledger: Ledger
+    prompts: PromptEstimate
+    keyed: bool
+    """Whether clients authenticate themselves to the gateway."""
+    orca: bool
+    """Whether to ask backends for load reports."""
+    attempts: int
+    """Backends tried for one request, at most."""
+    retry_statuses: frozenset[int]
+
+    def place(self, exchange: "Exchange") -> Backend | None:
+        """Choose a backend; None if the exchange has to wait or has been answered."""
+
+    def has_other(self, model: str, excluded: Sequence[Backend]) -> bool:
+        """Whether a backend besides `excluded` could take it."""
+
+    def gave_up_waiting(self, exchange: "Exchange") -> None:
+        """It was in the queue for too long."""
+
+    def failed(self, backend: Backend, reason: str) -> None:
+        """An attempt failed by the fault of `backend`."""
+
+    def released(self) -> None:
+        """A backend may take more."""
+
+    def ended(self, exchange: "Exchange", backend: Backend | None) -> None:
+        """The exchange is over."""
+
+
+class Exchange:
+    """One request, its attempts, its answer."""
+
+    __slots__ = (
+        "_chunked_up",
+        "_entry",
+        "_first_at",
+        "_gateway",
+        "_last_at",
+        "_meter",
+        "_parts",
+        "_sent_all",
+        "_size",
+        "_tail",
+        "_to_client_chunked",
+        "_upstream",
+        "attempts",
+        "backend",
+        "by",
+        "deadline",
+        "decided",
+        "facts",
+        "head_only",
+        "logged",
+        "outcome",
+        "output_tokens",
+        "prompt_estimate",
+        "request",
+        "request_id",
+        "shadow",
+        "started",
+        "status",
+        "tried",
+        "usage",
+        "waiting",
+    )
+
+    def __init__(self, gateway: Dispatcher, request: Request, request_id: bytes) -> None:
+        """A request whose head has come."""
+        self._gateway = gateway
+        self.request = request
+        self.request_id = request_id
+        self.head_only = request.method == b"HEAD"
+        self.facts: Facts | None = None
+        self.backend: Backend | None = None
+        self.attempts = 0
+        self.tried: list[Backend] = []
+        """Backends that failed it."""
+        self.started = False
+        """Whether a byte of the answer has been passed on."""
+        self.status = 0
+        self.outcome = ""
+        """How it ended: `ok`, `client_left`, or what went wrong; empty while it is under way."""
+        self.deadline = float("inf")
+        """When the sweep ends it (s, monotonic)."""
+        self.waiting = False
+        """In the gateway's queue."""
+        self.decided = 0.0
+        """When a backend was chosen (s, monotonic)."""
+        self.by = ""
+        self.shadow = ""
+        self.prompt_estimate = 0
+        self.usage: Usage | None = None
+        self.output_tokens = 0
+        self.logged: list[object] | None = None
+        """The view at the decision, for the decision log."""
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._sent_all = False
+        self._chunked_up = False
+        self._upstream: UpstreamConnection | None = None
+        self._entry: Entry | None = None
+        self._meter: EventMeter | None = None
+        self._tail = b""
+        self._to_client_chunked = False
+        self._first_at = 0.0
+        self._last_at = 0.0
+
+    # The request comes in.
+
+    def body(self, data: bytes) -> None:
+        """A piece of the request's body."""
+        self._size += len(data)
+        if self._upstream is not None:
+            self._parts.clear()  # it cannot be sent again from now on
+            self._send(data)
+            return
+        self._parts.append(data)
+        limit = self._gateway.limits.inspect_bytes
+        if self.facts is None:
+            if self._size > limit or self.request.length > limit:
+                prefix = b"".join(self._parts)
+                self._parts = [prefix]
+                self.facts = partial_facts(prefix, max(self.request.length, self._size))
+                self._dispatch()
+        elif self._size > 2 * limit:
+            self.request.connection.read(False)
+
+    def end(self) -> None:
+        """The request is complete."""
+        if self.facts is not None:
+            if self._upstream is not None:
+                if self._chunked_up:
+                    self._upstream.write(b"0\r\n\r\n")
+                self._upstream.request_complete = self._sent_all = True
+            return
+        body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts = [body] if body else []
+        self.facts = read_facts(body, self.request.path) if body else _NO_BODY
+        self._dispatch()
+
+    def client_left(self) -> None:
+        """The client has gone: so has the request, at the backend too."""
+        self.status = CLIENT_LEFT
+        if self.backend is not None:
+            self.backend.cancelled += 1
+        self._end("client_left")
+
+    def client_slow(self, slow: bool) -> None:
+        """Let the backend wait while the client catches up."""
+        if self._upstream is not None:
+            self._upstream.read(not slow)
+
+    # It is placed and sent.
+
+    def _dispatch(self) -> None:
+        gateway = self._gateway
+        backend = gateway.place(self)
+        if backend is None:
+            return  # queued, or answered with an error
+        assert self.facts is not None
+        self.backend = backend
+        self.attempts += 1
+        kind = OTHER if self.request.path not in GENERATE else STREAM if self.facts.stream else WHOLE
+        self._entry = gateway.ledger.routed(backend.row, self.prompt_estimate, self.request.arrived, kind)
+        backend.in_flight += 1
+        backend.requests += 1
+        self.deadline = monotonic() + gateway.timeouts.first_byte
+        backend.pool.connect(self)
+
+    def dispatch_again(self) -> None:
+        """A place may have become free for a request that waits."""
+        self.waiting = False
+        self._dispatch()
+
+    def connected(self, connection: UpstreamConnection) -> None:
+        """A connection is there: send head and body."""
+        if self.outcome:
+            connection.release()
+            return
+        self._upstream = connection
+        request = self.request
+        body = b"".join(self._parts) if len(self._parts) > 1 else self._parts[0] if self._parts else b""
+        self._chunked_up = False
+        self._sent_all = request.complete
+        if request.complete:
+            length = b"Content-Length: %d\r\n" % len(body) if body or request.method == b"POST" else b""
+        elif request.length >= 0:
+            length = b"Content-Length: %d\r\n" % request.length
+        else:
+            length = b"Transfer-Encoding: chunked\r\n"
+            self._chunked_up = True
+        head = self._request_head(length)
+        if self._chunked_up:
+            connection.write(head)
+            if body:
+                self._send(body)
+        else:
+            connection.write(head + body)
+        connection.request_complete = request.complete
+        if not request.complete:
+            if self._size > self._gateway.limits.inspect_bytes:
+                self._parts.clear()
+            request.connection.read(True)
+
+    def _send(self, data: bytes) -> None:
+        assert self._upstream is not None
+        self._upstream.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked_up else data)
+
+    def _request_head(self, length: bytes) -> bytes:
+        backend, request, gateway = self.backend, self.request, self._gateway
+        assert backend is not None
+        lines = [
+            request.method
+            + b" "
+            + backend.prefix
+            + request.target
+            + b" HTTP/1.1\r\nHost: "
+            + backend.authority
+        ]
+        named = named_in_connection(request.headers)
+        forwarded = via = b""
+        for lower, name, value in request.headers:
+            if lower in _DROPPED_FROM_REQUEST:
+                if lower == b"x-forwarded-for":
+                    forwarded += value + b", "
+                elif lower == b"via":
+                    via += value + b", "
+            elif lower == b"authorization" and (gateway.keyed or backend.authorization):
+                pass  # it was meant for the gateway
+            elif lower not in named:
+                lines.append(name + b": " + value)
+        if backend.authorization:
+            lines.append(b"Authorization: " + backend.authorization)
+        if gateway.orca and not request.header(b"endpoint-load-metrics-format"):
+            lines.append(b"endpoint-load-metrics-format: TEXT")
+        connection = request.connection
+        lines.append(b"X-Request-Id: " + self.request_id)
+        lines.append(b"X-Forwarded-For: " + forwarded + connection.peer)
+        lines.append(b"X-Forwarded-Proto: " + (b"https" if connection.secure else b"http"))
+        lines.append(b"Via: " + via + VIA)
+        lines.append(length + b"\r\n")
+        return b"\r\n".join(lines)
+
+    def connect_failed(self, reason: str) -> None:
+        """No connection could be made: nothing has been sent, so any request may go elsewhere."""
+        if not self.outcome:
+            self._attempt_failed("connect", reason, sent=False)
+
+    def backend_slow(self, slow: bool) -> None:
+        """Let the client wait while the backend catches up with the upload."""
+        self.request.connection.read(not slow)
+
+    # The answer comes.
+
+    def answer_begins(self, status: int, headers: Headers, length: int) -> None:
+        """The head of the answer: pass it on."""
+        backend, gateway, request = self.backend, self._gateway, self.request
+        assert backend is not None and self._upstream is not None
+        if status in gateway.retry_statuses:
+            gateway.failed(backend, "status")
+            if self._can_retry(sent=True):
+                self._again()
+                return
+        else:
+            backend.succeeded()
+        backend.answers[status] = backend.answers.get(status, 0) + 1
+        self.status = status
+        self.started = True
+        if not request.complete:
+            request.close = True
+        lines = [status_line(status)]
+        named = named_in_connection(headers)
+        asked = gateway.orca and not request.header(b"endpoint-load-metrics-format")
+        events = False
+        via = b""
+        for lower, name, value in headers:
+            if lower in _DROPPED_FROM_ANSWER:
+                if lower == b"via":
+                    via += value + b", "
+                continue
+            if lower == b"content-type":
+                events = value.startswith(b"text/event-stream")
+            elif lower == b"endpoint-load-metrics" and gateway.orca:
+                reading = orca_reading(value)
+                if reading is not None:
+                    gateway.ledger.reported(backend.row, *reading, monotonic())
+                if asked:
+                    continue
+            if lower not in named:
+                lines.append(name + b": " + value + b"\r\n")
+        if events and status == 200:
+            self._meter = EventMeter()
+        if length >= 0 or self.head_only:
+            if length >= 0:
+                lines.append(b"Content-Length: %d\r\n" % length)
+        elif request.old:
+            request.close = True  # its end is told by closing
+        else:
+            self._to_client_chunked = True
+            lines.append(b"Transfer-Encoding: chunked\r\n")
+        if request.close:
+            lines.append(b"Connection: close\r\n")
+        elif request.old:
+            lines.append(b"Connection: keep-alive\r\n")
+        lines.append(b"X-Request-Id: " + self.request_id + b"\r\nVia: " + via + VIA + b"\r\n\r\n")
+        request.connection.write(b"".join(lines))
+        self.deadline = monotonic() + gateway.timeouts.idle
+
+    def answer_body(self, data: bytes) -> None:
+        """A piece of the answer: pass it on, then count what was in it."""
+        self.request.connection.write(
+            b"%x\r\n%b\r\n" % (len(data), data) if self._to_client_chunked else data
+        )
+        now = monotonic()
+        self.deadline = now + self._gateway.timeouts.idle
+        meter = self._meter
+        if meter is not None:
+            new = meter.feed(data)
+            if new:
+                assert self._entry is not None and self.backend is not None
+                self._gateway.ledger.streamed(self._entry, new, now)
+                if self._first_at == 0.0:
+                    self._first_at = now
+                    self.backend.ttft.observe(now - self.request.arrived)
+                else:
+                    self.backend.itl.observe((now - self._last_at) / new)
+                self._last_at = now
+        elif len(data) >= TAIL_BYTES:
+            self._tail = data[-TAIL_BYTES:]
+        else:
+            self._tail = (self._tail + data)[-TAIL_BYTES:]
+
+    def answer_ends(self) -> None:
+        """The answer is complete."""
+        request, backend = self.request, self.backend
+        assert backend is not None and self.facts is not None
+        self._upstream = None
+        if self._to_client_chunked:
+            request.connection.write(b"0\r\n\r\n")
+        if self.status == 200:
+            meter = self._meter
+            self.usage = meter.usage if meter is not None else find_usage(self._tail)
+            if meter is not None:
+                self.output_tokens = meter.tokens
+            elif self.usage is not None:
+                self.output_tokens = max(self.usage.output_tokens, 0)
+            if self.usage is not None and self.facts.prompt_tokens < 0:
+                self._gateway.prompts.learn(
+                    self.facts.model, self.facts.prompt_bytes, self.usage.prompt_tokens
+                )
+            backend.e2e.observe(monotonic() - request.arrived)
+        self._end("ok")
+        request.connection.answered(request)
+
+    def broken(self, reason: str, *, fresh: bool) -> None:
+        """The connection broke before the answer was complete."""
+        self._upstream = None
+        if self.started:
+            self._cut(reason)
+        else:
+            # A connection that had been idle may have been closed while the request was on its way: no fault.
+            self._attempt_failed("reset", reason, sent=True, blame=fresh)
+
+    # It goes wrong.
+
+    def expired(self) -> None:
+        """The deadline has passed."""
+        if self.waiting:
+            self._gateway.gave_up_waiting(self)
+        elif self.started:
+            self._cut("the answer stopped")
+        else:
+            self._attempt_failed("timeout", "no answer in time", sent=True)
+
+    def _cut(self, reason: str) -> None:
+        """End an answer in the middle, visibly for the client."""
+        backend = self.backend
+        assert backend is not None
+        self._gateway.failed(backend, "cut")
+        self._end(reason)
+        self.request.connection.cut(visible=self._to_client_chunked or not self.request.old)
+
+    def _can_retry(self, *, sent: bool) -> bool:
+        """Whether another backend may be tried, the request having been `sent` to this one or not."""
+        if not self._can_start_again(sent=sent):
+            return False
+        assert self.facts is not None and self.backend is not None
+        return self._gateway.has_other(self.facts.model, [*self.tried, self.backend])
+
+    def _can_start_again(self, *, sent: bool) -> bool:
+        if self.attempts >= self._gateway.attempts or self.started:
+            return False
+        if self._size and not self._parts:
+            return False  # the body has been streamed and is not here any more
+        return not sent or self._repeatable()
+
+    def _repeatable(self) -> bool:
+        """Whether the request may reach two backends without harm."""
+        request = self.request
+        if request.method in _SAFE_METHODS:
+            return True
+        assert self.facts is not None
+        return request.method == b"POST" and request.path in STATELESS and not self.facts.stored
+
+    def _attempt_failed(self, reason: str, text: str, *, sent: bool, blame: bool = True) -> None:
+        backend = self.backend
+        assert backend is not None
+        if blame:
+            self._gateway.failed(backend, reason)
+        # A connection that had aged is not held against the backend: it may be asked again.
+        if self._can_retry(sent=sent) if blame else self._can_start_again(sent=sent):
+            self._again(exclude=blame)
+            return
+        status = 504 if reason == "timeout" else 502
+        self.fail(status, f"{backend.name}: {text}", reason)
+
+    def _again(self, *, exclude: bool = True) -> None:
+        """Give up on this attempt and choose again, without this backend if `exclude`."""
+        backend = self.backend
+        assert backend is not None
+        backend.retries += 1
+        if exclude:
+            self.tried.append(backend)
+        self._release()
+        self._gateway.released()
+        if not self.outcome:
+            self._dispatch()
+
+    def fail(
+        self, status: int, message: str, reason: str, headers: tuple[tuple[bytes, bytes], ...] = ()
+    ) -> None:
+        """Answer with an error of the gateway's own."""
+        self.status = status
+        request = self.request
+        if not request.complete:
+            request.close = True
+        kind = "invalid_request_error" if status < 500 else "gateway_error"
+        request.connection.write(
+            answer(
+                status,
+                error_body(status, message, kind),
+                headers=((b"X-Request-Id", self.request_id), *headers),
+                close=request.close,
+                head_only=self.head_only,
+            )
+        )
+        self._end(reason)
+        request.connection.answered(request)
+
+    # It ends.
+
+    def _release(self) -> None:
+        """Nothing of it is at a backend any more."""
+        if self._upstream is not None:
+            upstream, self._upstream = self._upstream, None
+            upstream.drop()
+        if self._entry is not None:
+            entry, self._entry = self._entry, None
+            self._gateway.ledger.lost(entry)
+        if self.backend is not None:
+            self.backend.in_flight -= 1
+            self.backend = None
+
+    def _end(self, outcome: str) -> None:
+        if self.outcome:
+            return
+        self.outcome = outcome
+        self.deadline = float("inf")
+        backend = self.backend
+        if outcome == "ok" and self._entry is not None:
+            entry, self._entry = self._entry, None
+            self._gateway.ledger.finished_with(entry, self.output_tokens)
+        if backend is not None:
+            backend.output_tokens += self.output_tokens
+            backend.prompt_tokens += self.prompt_estimate
+        self._gateway.ended(self, backend)
+        self._release()
+        self._gateway.released()
+
+    @property
+    def ttft(self) -> float:
+        """Seconds from the request to the first token; 0 if none was seen."""
+        return self._first_at - self.request.arrived if self._first_at else 0.0
+
+
+_NO_BODY = Facts("", False, 0, 0, 0, "", b"", False)

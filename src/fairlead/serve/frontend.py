@@ -1,0 +1,473 @@
+"""The side that clients see: HTTP/1.1 connections as an asyncio protocol over llhttp.
+
+llhttp refuses what smuggling is made of (two lengths, a length beside chunks, folded or malformed headers,
+bare line feeds); what it leaves to its user is refused here: other versions, other transfer codings, several
+or missing hosts, anything over a limit. After a refusal nothing more of the connection is read as a request.
+"""
+
+import asyncio
+from collections import deque
+from time import monotonic
+from typing import Protocol, cast
+
+import httptools
+
+from fairlead.serve.messages import Headers, answer, error_body
+from fairlead.serve.settings import Limits, Timeouts
+
+LINGER_S = 2.0
+"""After an answer that ends a connection, the rest of the client's bytes is thrown away for this long, so
+that a reset does not overtake the answer."""
+
+
+class Sink(Protocol):
+    """Whoever answers one request."""
+
+    def body(self, data: bytes) -> None:
+        """A piece of the request's body."""
+
+    def end(self) -> None:
+        """The request is complete."""
+
+    def client_left(self) -> None:
+        """Nobody waits for the answer any more."""
+
+    def client_slow(self, slow: bool) -> None:
+        """The client reads slower than the answer comes (True), or has caught up (False)."""
+
+
+class Application(Protocol):
+    """What requests are handed to."""
+
+    limits: Limits
+    timeouts: Timeouts
+    connections: "set[ClientConnection]"
+    draining: bool
+
+    def handle(self, request: "Request") -> Sink:
+        """Take charge of a request whose head has come; called when it is its turn to be answered."""
+        ...
+
+
+class Request:
+    """The head of a request, and how it is to be answered."""
+
+    __slots__ = (
+        "arrived",
+        "close",
+        "complete",
+        "connection",
+        "expects_continue",
+        "headers",
+        "length",
+        "method",
+        "old",
+        "parts",
+        "path",
+        "received",
+        "refusal",
+        "sink",
+        "target",
+    )
+
+    def __init__(self, connection: "ClientConnection") -> None:
+        """Its first byte has come."""
+        self.connection = connection
+        self.arrived = 0.0
+        self.method = b""
+        self.target = b""
+        self.path = b""
+        """The target without its query."""
+        self.headers: Headers = []
+        self.length = -1
+        """Of the body as declared; -1 if it is chunked."""
+        self.received = 0
+        """Bytes of the body so far."""
+        self.old = False
+        """HTTP/1.0: knows no chunks."""
+        self.close = False
+        """The connection ends with the answer."""
+        self.complete = False
+        self.expects_continue = False
+        self.parts: list[bytes] = []
+        """The body as far as nobody has taken charge of the request yet."""
+        self.refusal: tuple[int, str] | None = None
+        """Status and message, where the request cannot be served."""
+        self.sink: Sink | None = None
+
+    def header(self, name: bytes) -> bytes:
+        """The first header of this (lower-case) name; empty if there is none."""
+        for lower, _, value in self.headers:
+            if lower == name:
+                return value
+        return b""
+
+
+class ClientConnection(asyncio.Protocol):
+    """One connection of a client: requests in, answers out, in order."""
+
+    __slots__ = (
+        "_application",
+        "_broken",
+        "_closing",
+        "_head_bytes",
+        "_incoming",
+        "_lingering",
+        "_parser",
+        "_queue",
+        "_reading",
+        "_resumed",
+        "_transport",
+        "deadline",
+        "peer",
+        "secure",
+    )
+
+    def __init__(self, application: Application, *, secure: bool = False) -> None:
+        """A connection for `application`; `secure` behind TLS."""
+        self._application = application
+        self._queue: deque[Request] = deque()
+        self._incoming: Request | None = None  # being parsed
+        self._head_bytes = 0
+        self._broken = False  # what came cannot be understood, nor can what follows
+        self._closing = False
+        self._lingering = False
+        self._reading = True
+        self._resumed = False  # an interrupted (upgrade) request's body is being parsed
+        self.secure = secure
+        self.peer = b""
+        """The client's address."""
+        self.deadline = 0.0
+        """When the sweep may close this connection (s, monotonic): `inf` while an answer is due."""
+
+    # Called by asyncio.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client has connected."""
+        self._transport = cast(asyncio.Transport, transport)
+        peer = transport.get_extra_info("peername")
+        self.peer = peer[0].encode() if isinstance(peer, tuple) else b"unknown"
+        self._parser = httptools.HttpRequestParser(self)
+        application = self._application
+        self.deadline = monotonic() + application.timeouts.header
+        application.connections.add(self)
+        if len(application.connections) > application.limits.max_connections:
+            self._refuse(503, "too many connections")
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The client has gone, or we have."""
+        self._closing = True
+        self._application.connections.discard(self)
+        self._leave()
+
+    def eof_received(self) -> bool:
+        """The client will send no more: it has left."""
+        self._leave()
+        return False  # asyncio closes the transport
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what has come."""
+        if self._closing or self._broken:
+            return
+        if self._incoming is None and not self._queue:
+            self.deadline = monotonic() + self._application.timeouts.header
+        self._head_bytes += len(data)
+        self._feed(data)
+        incoming = self._incoming
+        if (
+            incoming is not None
+            and not incoming.arrived  # its head is not complete
+            and self._head_bytes > self._application.limits.max_header_bytes
+            and not self._broken
+        ):
+            self._refuse(431, "the request's head is too large")
+
+    def pause_writing(self) -> None:
+        """The client reads slowly."""
+        if self._queue and (sink := self._queue[0].sink) is not None:
+            sink.client_slow(True)
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        if self._queue and (sink := self._queue[0].sink) is not None:
+            sink.client_slow(False)
+
+    # Called by the parser.
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        if not self._resumed:
+            self._incoming = Request(self)
+            self._head_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        """A piece of the target."""
+        if not self._resumed and self._incoming is not None:
+            self._incoming.target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header, or one trailer (which is dropped)."""
+        request = self._incoming
+        if request is not None and not request.arrived:
+            request.headers.append((name.lower(), name, value))
+
+    def on_headers_complete(self) -> None:
+        """The head is there: check it; answer it if it is its turn."""
+        request = self._incoming
+        if request is None or self._resumed:
+            return
+        request.arrived = monotonic()
+        request.method = self._parser.get_method()
+        request.refusal = self._examine(request)
+        request.path = request.target.partition(b"?")[0]
+        request.close |= not self._parser.should_keep_alive() or request.refusal is not None
+        self._queue.append(request)
+        if len(self._queue) == 1:
+            self._begin(request)
+        elif len(self._queue) > self._application.limits.max_pipelined:
+            request.refusal = (429, "too many requests ahead of their answers")
+            request.close = True
+
+    def on_body(self, data: bytes) -> None:
+        """A piece of the body."""
+        request = self._incoming
+        if request is None or self._closing:
+            return
+        request.received += len(data)
+        if request.received > self._application.limits.max_body_bytes and request.refusal is None:
+            request.refusal = (413, "the request's body is too large")
+            if request.sink is None:
+                request.close = True
+            else:
+                sink, request.sink = request.sink, None
+                sink.client_left()
+                self._reject(request)
+                return
+        if request.refusal is not None:
+            return
+        if request.sink is not None:
+            self.deadline = request.arrived + self._application.timeouts.body + request.received / 1000.0
+            request.sink.body(data)
+        else:
+            request.parts.append(data)
+
+    def on_message_complete(self) -> None:
+        """The request is complete."""
+        request = self._incoming
+        if request is None or self._parser.should_upgrade():
+            return  # the body of a request that asks for an upgrade has not been parsed
+        self._incoming = None
+        request.complete = True
+        if request.sink is not None:
+            self.deadline = float("inf")
+            request.sink.end()
+
+    # Called by whoever answers.
+
+    def write(self, data: bytes) -> None:
+        """Send a piece of the answer."""
+        if not self._closing:
+            self._transport.write(data)
+
+    def read(self, wanted: bool) -> None:
+        """Read from the client, or leave it waiting (so that a long upload does not pile up)."""
+        if wanted != self._reading and not self._closing:
+            self._reading = wanted
+            if wanted:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
+
+    def answered(self, request: Request) -> None:
+        """The answer to `request` is complete: go on with the next one, or close."""
+        if self._closing or not self._queue or self._queue[0] is not request:
+            return
+        request.sink = None
+        self._queue.popleft()
+        if request.close or not request.complete:
+            self.finish()
+            return
+        self.read(True)
+        timeouts = self._application.timeouts
+        self.deadline = monotonic() + (timeouts.keep_alive if self._incoming is None else timeouts.header)
+        if self._queue:
+            # Not from within the answer to the one before: a long pipeline would be a deep recursion.
+            asyncio.get_running_loop().call_soon(self._begin_next)
+        elif self._application.draining and self._incoming is None:
+            self.finish()
+
+    def finish(self) -> None:
+        """Send what is left, then close; bytes that still come are thrown away for a moment."""
+        if self._closing:
+            return
+        self._closing = True
+        self._queue.clear()
+        if self._incoming is None or not self._transport.can_write_eof():
+            self._transport.close()
+            return
+        self._lingering = True
+        self.deadline = monotonic() + LINGER_S
+        if not self._reading:
+            self._transport.resume_reading()
+        self._transport.write_eof()
+
+    def abort(self) -> None:
+        """Close at once, whatever is under way."""
+        self._leave()
+        self._closing = True
+        self._transport.abort()
+
+    def cut(self, *, visible: bool) -> None:
+        """End in the middle of an answer; a reset tells the client if the missing end is not `visible`."""
+        self._closing = True
+        self._queue.clear()
+        if visible:
+            self._transport.close()
+        else:
+            self._transport.abort()
+
+    @property
+    def idle(self) -> bool:
+        """Whether neither a request nor an answer is under way."""
+        return not self._queue and self._incoming is None
+
+    def expired(self) -> None:
+        """The deadline has passed: a slow head or body is answered with 408, silence is closed."""
+        if self._lingering or self.idle:
+            self._transport.abort()
+            return
+        request = self._incoming
+        if request is not None and request.sink is not None:
+            sink, request.sink = request.sink, None
+            sink.client_left()
+        self._refuse(408, "the request did not come in time")
+
+    # Inside.
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._decline_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            if not self._closing:
+                self._malformed()
+
+    def _malformed(self) -> None:
+        """Refuse bytes that are not a request; answers to requests before them still go out."""
+        request = self._incoming
+        if request is not None and request.sink is not None:  # broken in the middle of the body
+            sink, request.sink = request.sink, None
+            sink.client_left()
+            self._refuse(400, "malformed HTTP")
+        elif self._queue and (request is None or self._queue[0] is not request):
+            if request is None or not request.arrived:
+                request = self._incoming = Request(self)
+                self._queue.append(request)
+            request.refusal, request.close = (400, "malformed HTTP"), True
+            # Whatever follows cannot be understood; `_incoming` stays, so that the connection will linger.
+            self._broken = True
+        else:
+            self._refuse(400, "malformed HTTP")
+
+    def _decline_upgrade(self, rest: bytes) -> None:
+        """A request that offers an upgrade is served as it is (RFC 9110, section 7.8): parse its body."""
+        request = self._incoming
+        if request is None or self._closing:
+            return
+        if request.method == b"CONNECT":
+            self._refuse(405, "CONNECT is not offered")
+            return
+        self._parser = httptools.HttpRequestParser(self)
+        length = request.length
+        framing = b"Transfer-Encoding: chunked" if length < 0 else b"Content-Length: %d" % length
+        self._resumed = True
+        self._feed(b"POST / HTTP/1.1\r\nHost: x\r\n" + framing + b"\r\n\r\n")
+        self._resumed = False
+        if rest:
+            self._feed(rest)
+
+    def _examine(self, request: Request) -> tuple[int, str] | None:
+        """Why the head must be refused, if it must; llhttp has checked its form."""
+        limits = self._application.limits
+        version = self._parser.get_http_version()
+        hosts = coded = 0
+        size = len(request.target)
+        for lower, name, value in request.headers:
+            size += len(name) + len(value) + 4
+            if lower == b"content-length":
+                request.length = int(value)
+            elif lower == b"transfer-encoding":
+                coded += 1
+                if value.strip().lower() != b"chunked":
+                    return 501, "the only transfer coding is chunked"
+            elif lower == b"host":
+                hosts += 1
+            elif lower == b"expect":
+                request.expects_continue = value.strip().lower() == b"100-continue"
+                if not request.expects_continue:
+                    return 417, "the only expectation is 100-continue"
+        if version not in ("1.1", "1.0"):
+            return 505, "the HTTP version is 1.1 or 1.0"
+        request.old = version == "1.0"
+        if coded and request.old:
+            return 400, "HTTP/1.0 has no chunks"
+        if not coded and request.length < 0:
+            request.length = 0
+        if hosts > 1 or (hosts == 0 and not request.old):
+            return 400, "exactly one Host header is needed"
+        if size > limits.max_header_bytes or len(request.headers) > limits.max_headers:
+            return 431, "the request's head is too large"
+        if request.length > limits.max_body_bytes:
+            return 413, "the request's body is too large"
+        if not request.target.startswith(b"/"):
+            absolute = request.target.partition(b"://")[2].partition(b"/")
+            if not absolute[1]:
+                return 400, "the target must be a path"
+            request.target = b"/" + absolute[2]
+        return None
+
+    def _leave(self) -> None:
+        """Tell whoever answers that nobody is there any more."""
+        queue, self._queue = self._queue, deque()
+        for request in queue:
+            sink, request.sink = request.sink, None
+            if sink is not None:
+                sink.client_left()
+
+    def _begin_next(self) -> None:
+        if self._queue and self._queue[0].sink is None and not self._closing:
+            self._begin(self._queue[0])
+
+    def _begin(self, request: Request) -> None:
+        """It is this request's turn."""
+        if request.refusal is not None:
+            self._reject(request)
+            return
+        self.deadline = monotonic() + self._application.timeouts.body
+        if request.expects_continue and not request.complete and not request.parts and not request.old:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        sink = request.sink = self._application.handle(request)
+        if self._closing or request.sink is None:  # answered already
+            return
+        for part in request.parts:
+            sink.body(part)
+            if request.sink is None:
+                return
+        request.parts.clear()
+        if request.complete and request.sink is not None:
+            self.deadline = float("inf")
+            sink.end()
+
+    def _reject(self, request: Request) -> None:
+        assert request.refusal is not None
+        self._refuse(*request.refusal, head_only=request.method == b"HEAD")
+
+    def _refuse(self, status: int, message: str, *, head_only: bool = False) -> None:
+        """Answer with an error of the connection's own and end it."""
+        if self._closing:
+            return
+        body = error_body(status, message, "invalid_request_error" if status < 500 else "unavailable")
+        self._transport.write(answer(status, body, close=True, head_only=head_only))
+        self._incoming = self._incoming or Request(self)  # there may be more to come: linger
+        self.finish()

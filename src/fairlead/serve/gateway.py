@@ -1,0 +1,492 @@
+"""The gateway: requests come in, the policy places them, the ledger follows what becomes of them.
+
+Everything happens on one event loop, without a task per request: protocols call each other. Only connecting,
+health checks, scrapes and the sweep of deadlines are tasks.
+"""
+
+import asyncio
+import hmac
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from fairlead import rng
+from fairlead.errors import FairleadError
+from fairlead.serve.backend import Backend
+from fairlead.serve.decisions import Decider, PolicyFailed
+from fairlead.serve.exchange import Exchange
+from fairlead.serve.facts import session_number
+from fairlead.serve.frontend import ClientConnection, Request, Sink
+from fairlead.serve.ledger import Ledger
+from fairlead.serve.logs import EventLog, JsonLines, timestamp
+from fairlead.serve.messages import answer, error_body
+from fairlead.serve.metrics import exposition
+from fairlead.serve.settings import BackendSettings, GatewaySettings
+from fairlead.serve.tokens import PromptEstimate
+from fairlead.view import schema
+
+FORWARDED = (
+    b"/v1/",
+    b"/tokenize",
+    b"/detokenize",
+    b"/pooling",
+    b"/classify",
+    b"/score",
+    b"/rerank",
+    b"/v2/rerank",
+)
+"""Paths that are passed on; the rest is the gateway's own."""
+READ_BEFORE_REFUSING = 65_536
+"""A refused request with a smaller body is read to its end, so that the connection can be kept."""
+
+
+class LocalAnswer:
+    """An answer of the gateway's own: given when the whole request has been read."""
+
+    def __init__(
+        self, request: Request, make: Callable[[], tuple[int, bytes, bytes]], request_id: bytes
+    ) -> None:
+        """`make` gives status, content type and body when the time has come."""
+        self._request = request
+        self._make = make
+        self._id = request_id
+
+    def body(self, data: bytes) -> None:
+        """Not read."""
+
+    def end(self) -> None:
+        """Answer."""
+        request = self._request
+        status, content_type, body = self._make()
+        headers = [(b"X-Request-Id", self._id)]
+        if status == 401:
+            headers.append((b"WWW-Authenticate", b"Bearer"))
+        request.connection.write(
+            answer(
+                status,
+                body,
+                content_type=content_type,
+                headers=headers,
+                close=request.close or not request.complete,
+                head_only=request.method == b"HEAD",
+            )
+        )
+        request.connection.answered(request)
+
+    def client_left(self) -> None:
+        """Nothing was done."""
+
+    def client_slow(self, slow: bool) -> None:
+        """It is small."""
+
+
+class Gateway:
+    """The state of one gateway process."""
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        """Take up backends and policy.
+
+        Raises:
+            FairleadError: for an unknown router or an unusable policy file.
+        """
+        self.settings = settings
+        self.limits = settings.limits
+        self.timeouts = settings.timeouts
+        self.connections: set[ClientConnection] = set()
+        self.exchanges: set[Exchange] = set()
+        """Under way, those in the queue included."""
+        self.draining = False
+        self.ledger = Ledger(monotonic())
+        self.decider = Decider(settings.policy)
+        self.prompts = PromptEstimate(settings.tokens.bytes_per_token)
+        self.backends: list[Backend] = []
+        self.queue: deque[Exchange] = deque()
+        self.events = EventLog()
+        self.started_at = monotonic()
+        self.reloads = 0
+        self.queue_refused = 0
+        self.requests: dict[tuple[str, int], int] = {}
+        """Answered, by path class and status."""
+        self.requests_log = JsonLines(None) if settings.logs.requests else None
+        self.decisions_log = (
+            JsonLines(settings.logs.decisions, settings.logs.decisions_max_bytes)
+            if settings.logs.decisions
+            else None
+        )
+        self._random = rng.stream(settings.policy.seed, "gateway", "slow return")
+        self._id_prefix = os.urandom(6).hex().encode()
+        self._id_count = 0
+        self._rows: dict[tuple[int, ...], npt.NDArray[np.int64]] = {}
+        self._releasing = False
+        self._apply(settings)
+        for backend in settings.backends:
+            self.add(backend)
+
+    def _apply(self, settings: GatewaySettings) -> None:
+        """Take over what can change while running (backends and policy aside)."""
+        self.settings = settings
+        self.limits, self.timeouts = settings.limits, settings.timeouts
+        self.keyed = bool(settings.api_keys)
+        self._keys = [key.encode() for key in settings.api_keys]
+        self.attempts = settings.retries.attempts
+        self.retry_statuses = frozenset(settings.retries.statuses)
+        self.orca = settings.scrape.orca
+
+    # Backends come and go.
+
+    def add(self, settings: BackendSettings) -> Backend:
+        """Take up a backend.
+
+        Raises:
+            FairleadError: if one of this name is there already.
+        """
+        if any(backend.name == settings.label for backend in self.backends):
+            raise FairleadError(f"there is a backend called {settings.label} already")
+        backend = Backend(settings, self.ledger, self.timeouts)
+        self.backends.append(backend)
+        self.released()
+        return backend
+
+    def find(self, name: str) -> Backend:
+        """The backend called `name`.
+
+        Raises:
+            FairleadError: if there is none.
+        """
+        for backend in self.backends:
+            if backend.name == name:
+                return backend
+        known = ", ".join(backend.name for backend in self.backends)
+        raise FairleadError(f"there is no backend called {name}; known: {known}")
+
+    def drain(self, backend: Backend, *, remove: bool) -> None:
+        """Give `backend` no more requests; forget it when it has finished, if `remove`."""
+        backend.draining = True
+        backend.leaving = remove
+        self._forget_drained(backend)
+
+    def _forget_drained(self, backend: Backend) -> None:
+        if backend.leaving and backend.in_flight == 0 and backend in self.backends:
+            self.backends.remove(backend)
+            backend.pool.close()
+            self.ledger.remove(backend.row)
+            self.events("backend_removed", backend=backend.name)
+
+    def reload(self, settings: GatewaySettings) -> None:
+        """Take over new settings: backends that stay keep their connections and their place in the ledger.
+
+        Raises:
+            FairleadError: if the policy cannot be loaded; then nothing has changed.
+        """
+        if settings.policy != self.settings.policy:
+            self.decider.replace(settings.policy)
+        self._apply(settings)
+        wanted = {backend.label: backend for backend in settings.backends}
+        for backend in list(self.backends):
+            if wanted.get(backend.name) == backend.settings:
+                wanted.pop(backend.name)
+                backend.draining = backend.leaving = False
+            else:
+                self.drain(backend, remove=True)
+        for label, each in wanted.items():
+            for old in self.backends:
+                if old.name == label:  # still finishing under its old settings
+                    old.name = f"{label} (replaced)"
+            self.add(each)
+        self.reloads += 1
+
+    # Requests.
+
+    def handle(self, request: Request) -> Sink:
+        """Take charge of a request."""
+        request_id = self._request_id(request)
+        path = request.path
+        if not path.startswith(FORWARDED):
+            return LocalAnswer(request, lambda: self._own(path), request_id)
+        if self.keyed and not self._authorised(request):
+            return self._refuse(request, 401, "a valid API key is needed", request_id)
+        if b".." in path or b"%2e" in path.lower():
+            return self._refuse(request, 400, "the path must not contain '..'", request_id)
+        if path == b"/v1/models" and request.method in (b"GET", b"HEAD") and self._has_models():
+            return LocalAnswer(request, self._models, request_id)
+        exchange = Exchange(self, request, request_id)
+        self.exchanges.add(exchange)
+        return exchange
+
+    def _refuse(self, request: Request, status: int, message: str, request_id: bytes) -> Sink:
+        body = error_body(status, message, "invalid_request_error")
+        refusal = LocalAnswer(request, lambda: (status, b"application/json", body), request_id)
+        if not 0 <= request.length <= READ_BEFORE_REFUSING:
+            request.sink = refusal
+            refusal.end()
+        return refusal
+
+    def _request_id(self, request: Request) -> bytes:
+        given = request.header(b"x-request-id")
+        if given and len(given) <= 128:
+            return given
+        self._id_count += 1
+        return b"%b-%x" % (self._id_prefix, self._id_count)
+
+    def _authorised(self, request: Request) -> bool:
+        scheme, _, key = request.header(b"authorization").partition(b" ")
+        good = False
+        for each in self._keys:  # all are compared: the time tells nothing
+            good |= hmac.compare_digest(each, key.strip())
+        return good and scheme.lower() == b"bearer"
+
+    def candidates(self, model: str, excluded: Sequence[Backend] = ()) -> list[Backend]:
+        """Backends that may be given a request for `model` now, limits left aside."""
+        found = [
+            backend
+            for backend in self.backends
+            if backend.healthy
+            and backend.ejected_until == 0.0
+            and not backend.draining
+            and (not backend.models or not model or model in backend.models)
+            and backend not in excluded
+        ]
+        if not found and model and not any(model in backend.models for backend in self.backends):
+            # Nobody is known to serve it: any backend will say so in its own words.
+            found = [each for each in self.backends if each.up and each not in excluded]
+        return found
+
+    def has_other(self, model: str, excluded: Sequence[Backend]) -> bool:
+        """Whether a backend besides `excluded` could take a request for `model` now."""
+        return any(each.in_flight < each.limit for each in self.candidates(model, excluded))
+
+    def place(self, exchange: Exchange) -> Backend | None:
+        """Choose a backend for `exchange`; None if it has to wait or has been answered with an error."""
+        facts = exchange.facts
+        assert facts is not None
+        now = monotonic()
+        found = self.candidates(facts.model, exchange.tried)
+        slow = self.settings.health.slow_return_s
+        # A list comprehension for each condition costs; mostly none of them holds.
+        for each in found:
+            if each.in_flight >= each.limit or now - each.returned_at < slow:
+                found = self._admitting(found, now)
+                break
+        if not found:
+            if exchange.tried:
+                exchange.fail(502, "no other backend is available", "no_backend")
+            elif not self.backends:
+                exchange.fail(503, "there are no backends", "no_backend", self._retry_after())
+            else:
+                self._wait(exchange, now)
+            return None
+        exchange.decided = now
+        exchange.prompt_estimate = (
+            facts.prompt_tokens
+            if facts.prompt_tokens >= 0
+            else self.prompts.tokens(facts.model, facts.prompt_bytes)
+        )
+        view = self.decider.view(len(found))
+        self.ledger.write_view(
+            self._row_numbers(found), now, self.settings.scrape.stale_after, view.replicas[0]
+        )
+        request = view.request[0]
+        request[schema.PROMPT_TOKENS] = exchange.prompt_estimate
+        request[schema.MAX_TOKENS] = facts.max_tokens
+        request[schema.EXPECTED_OUTPUT_TOKENS] = self.ledger.expected_output()
+        try:
+            choice = self.decider.choose(view, now)
+        except PolicyFailed as failure:
+            exchange.fail(500, f"the routing policy failed: {failure}", "policy")
+            return None
+        exchange.by = choice.by
+        if self.decider.shadow is not None:
+            shadow = self.decider.compare(view)
+            self.decider.shadow_agreed += shadow == choice.row
+            exchange.shadow = found[shadow].name if 0 <= shadow < len(found) else ""
+        if self.decisions_log is not None:
+            exchange.logged = [
+                [backend.name for backend in found],
+                view.replicas[0].tolist(),
+                request.tolist(),
+                round(choice.seconds, 7),
+            ]
+        return found[choice.row]
+
+    def _admitting(self, found: list[Backend], now: float) -> list[Backend]:
+        """Of these, the backends under their limit; one that has just returned only now and then."""
+        free = [backend for backend in found if backend.in_flight < backend.limit]
+        slow = self.settings.health.slow_return_s
+        offered = [each for each in free if each.share(now, slow) > self._random.random()]
+        return offered or free
+
+    def _row_numbers(self, found: list[Backend]) -> npt.NDArray[np.int64]:
+        key = tuple([backend.row for backend in found])
+        rows = self._rows.get(key)
+        if rows is None:
+            if len(self._rows) > 1000:
+                self._rows.clear()
+            rows = self._rows[key] = np.array(key, np.int64)
+        return rows
+
+    # The queue.
+
+    def _wait(self, exchange: Exchange, now: float) -> None:
+        if len(self.queue) >= self.settings.queue.max_requests:
+            self.queue_refused += 1
+            exchange.fail(
+                503, "all backends are busy and the queue is full", "queue_full", self._retry_after()
+            )
+            return
+        exchange.waiting = True
+        exchange.deadline = now + self.settings.queue.timeout
+        self.queue.append(exchange)
+
+    def gave_up_waiting(self, exchange: Exchange) -> None:
+        """A request has been in the queue for too long."""
+        self.queue.remove(exchange)
+        exchange.waiting = False
+        self.queue_refused += 1
+        exchange.fail(503, "no backend could take the request in time", "queue_timeout", self._retry_after())
+
+    def _retry_after(self) -> tuple[tuple[bytes, bytes], ...]:
+        return ((b"Retry-After", b"%d" % self.settings.queue.retry_after),)
+
+    def released(self) -> None:
+        """A backend may take more: place requests that wait, first come, first served.
+
+        One that no backend can take now (its model's are full) does not hold up the others.
+        """
+        if not self.queue or self._releasing:
+            return
+        self._releasing = True
+        try:
+            for exchange in list(self.queue):
+                assert exchange.facts is not None
+                if exchange.waiting and self.has_other(exchange.facts.model, ()):
+                    self.queue.remove(exchange)
+                    exchange.dispatch_again()
+        finally:
+            self._releasing = False
+
+    # What becomes of them.
+
+    def failed(self, backend: Backend, reason: str) -> None:
+        """A request failed by the fault of `backend`."""
+        if backend.failed(reason, monotonic(), self.settings.health):
+            self.events("backend_ejected", backend=backend.name, reason=reason, ejections=backend.ejections)
+
+    def ended(self, exchange: Exchange, backend: Backend | None) -> None:
+        """Book an exchange that is over; `backend` is where it was last."""
+        self.exchanges.discard(exchange)
+        if exchange.waiting:
+            exchange.waiting = False
+            self.queue.remove(exchange)
+        request = exchange.request
+        path = request.path.decode("latin-1")
+        key = (path if path in _COUNTED else "other", exchange.status)
+        self.requests[key] = self.requests.get(key, 0) + 1
+        if self.requests_log is not None:
+            self.requests_log.write(self._request_line(exchange, backend, path))
+        if self.decisions_log is not None and exchange.logged is not None:
+            self.decisions_log.write(self._decision_line(exchange, backend))
+        if backend is not None and backend.leaving:
+            # Its own count is lowered only after this.
+            asyncio.get_running_loop().call_soon(self._forget_drained, backend)
+
+    def _request_line(self, exchange: Exchange, backend: Backend | None, path: str) -> dict[str, object]:
+        request, facts = exchange.request, exchange.facts
+        return {
+            "time": timestamp(),
+            "id": exchange.request_id.decode("latin-1"),
+            "client": request.connection.peer.decode("latin-1"),
+            "method": request.method.decode("latin-1"),
+            "path": path,
+            "model": facts.model if facts is not None else "",
+            "status": exchange.status,
+            "outcome": exchange.outcome,
+            "backend": backend.name if backend is not None else None,
+            "policy": exchange.by,
+            "attempts": exchange.attempts,
+            "prompt_tokens": exchange.usage.prompt_tokens if exchange.usage else exchange.prompt_estimate,
+            "output_tokens": exchange.output_tokens,
+            "ttft_s": round(exchange.ttft, 6),
+            "e2e_s": round(monotonic() - request.arrived, 6),
+        }
+
+    def _decision_line(self, exchange: Exchange, backend: Backend | None) -> dict[str, object]:
+        names, replicas, view_request, seconds = exchange.logged or [[], [], [], 0.0]
+        facts, usage = exchange.facts, exchange.usage
+        assert facts is not None
+        return {
+            "at_s": round(exchange.request.arrived - self.started_at, 6),
+            "time": timestamp(),
+            "id": exchange.request_id.decode("latin-1"),
+            "schema": schema.schema_hash(()),
+            "model": facts.model,
+            "session": session_number(facts.session),
+            "backends": names,
+            "replicas": replicas,
+            "request": view_request,
+            "policy": exchange.by,
+            "choice": backend.name if backend is not None else None,
+            "shadow": exchange.shadow or None,
+            "decision_s": seconds,
+            "attempts": exchange.attempts,
+            "status": exchange.status,
+            "outcome": exchange.outcome,
+            "prompt_tokens": usage.prompt_tokens if usage and usage.prompt_tokens >= 0 else None,
+            "output_tokens": exchange.output_tokens,
+            "ttft_s": round(exchange.ttft, 6),
+            "e2e_s": round(monotonic() - exchange.request.arrived, 6),
+        }
+
+    # The gateway's own answers.
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests can be served."""
+        return not self.draining and any(backend.up for backend in self.backends)
+
+    def _own(self, path: bytes) -> tuple[int, bytes, bytes]:
+        if path == b"/health":
+            return 200, b"application/json", b'{"status":"ok"}'
+        if path == b"/ready":
+            return (
+                (200, b"application/json", b'{"ready":true}')
+                if self.ready
+                else (
+                    503,
+                    b"application/json",
+                    b'{"ready":false}',
+                )
+            )
+        if path == b"/metrics":
+            return 200, b"text/plain; version=0.0.4; charset=utf-8", exposition(self)
+        message = "there is nothing here: the API is under /v1"
+        return 404, b"application/json", error_body(404, message, "invalid_request_error")
+
+    def _has_models(self) -> bool:
+        return any(backend.model_cards for backend in self.backends if backend.up)
+
+    def _models(self) -> tuple[int, bytes, bytes]:
+        cards: dict[str, dict[str, Any]] = {}
+        for backend in self.backends:
+            if backend.up:
+                for card in backend.model_cards:
+                    cards.setdefault(card["id"], card)
+        body = msgspec.json.encode({"object": "list", "data": list(cards.values())})
+        return 200, b"application/json", body
+
+
+_COUNTED = frozenset(
+    (
+        "/v1/completions",
+        "/v1/chat/completions",
+        "/v1/embeddings",
+        "/v1/responses",
+        "/v1/models",
+        "/v1/messages",
+    )
+)

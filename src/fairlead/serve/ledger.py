@@ -1,0 +1,277 @@
+"""The router's ledger at the gateway: the columns of the view, fed by what passes through.
+
+The same columns with the same meaning as in the simulator (docs/simulator.md, section 4; docs/gateway.md says
+where a live gateway can only estimate). `rows` holds one row of the view per backend and is kept up to date
+event by event; what depends on the time is computed when a decision is due.
+"""
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from fairlead.compiled import njit
+from fairlead.view import schema
+
+if TYPE_CHECKING:
+    from fairlead.serve.scraping import Reading
+
+TTFT_WEIGHT = 0.2
+ITL_WEIGHT = 0.05
+LOAD_HORIZON_S = 5.0
+PRIOR_OUTPUT_TOKENS = 256.0
+PRIOR_WEIGHT = 8.0
+LEAST_REMAINING = 0.3
+
+# Columns of the requests in flight.
+ROW, ARRIVED, PROMPT, STREAMED, KIND = range(5)
+STREAM, WHOLE, OTHER = range(3)
+"""Kinds of request: answered token by token; generated but answered at once; nothing is generated."""
+
+UNKNOWN_KV_CAPACITY = 100_000.0
+
+
+class Entry:
+    """One request in flight, as the ledger knows it."""
+
+    __slots__ = ("arrived", "kind", "last", "prompt", "row", "slot", "streamed")
+
+    def __init__(self, row: int, slot: int, prompt: int, arrived: float, kind: int) -> None:
+        """A request that has just been forwarded."""
+        self.row = row
+        self.slot = slot
+        self.prompt = prompt
+        self.arrived = arrived
+        self.kind = kind
+        self.streamed = 0
+        self.last = arrived
+
+
+class Ledger:
+    """What this gateway forwarded and saw streamed back, for a changing set of backends."""
+
+    def __init__(self, now: float) -> None:
+        """Empty, at time `now` (s, monotonic)."""
+        self.rows = np.zeros((4, schema.NUM_REPLICA_COLUMNS))
+        """(capacity, replica columns): a row per backend, at the index that `add` gave."""
+        self.scraped_at = np.full(4, -math.inf)
+        """(capacity,): when each backend was last scraped, s."""
+        self.requests = np.zeros((64, 5))
+        """(capacity, 5): requests in flight; the first `len(entries)` are used."""
+        self.entries: list[Entry] = []
+        self.finished = 0
+        """Requests whose outputs are in `finished_tokens`."""
+        self.finished_tokens = 0.0
+        self._decided = now
+        self._iteration = [0.0] * 4  # per row: when its current iteration was first seen
+        self._free: list[int] = [3, 2, 1, 0]
+
+    def add(
+        self,
+        *,
+        speed: float,
+        prefill_tokens_per_s: float,
+        decode_iteration_s: float,
+        kv_capacity_tokens: float,
+        max_num_seqs: float,
+    ) -> int:
+        """Take up a backend with these static columns; returns its row."""
+        if not self._free:
+            size = len(self.rows)
+            self.rows = np.concatenate([self.rows, np.zeros_like(self.rows)])
+            self.scraped_at = np.concatenate([self.scraped_at, np.full(size, -math.inf)])
+            self._iteration += [0.0] * size
+            self._free = list(range(2 * size - 1, size - 1, -1))
+        row = self._free.pop()
+        self.rows[row] = 0.0
+        self.rows[row, schema.SPEED] = speed
+        self.rows[row, schema.PREFILL_TOKENS_PER_S] = prefill_tokens_per_s
+        self.rows[row, schema.DECODE_ITERATION_S] = decode_iteration_s
+        self.rows[row, schema.KV_CAPACITY_TOKENS] = kv_capacity_tokens
+        self.rows[row, schema.MAX_NUM_SEQS] = max_num_seqs
+        self.scraped_at[row] = -math.inf
+        self._iteration[row] = 0.0
+        return row
+
+    def remove(self, row: int) -> None:
+        """Forget a backend that has nothing in flight; its row is used again."""
+        self._free.append(row)
+
+    def expected_output(self) -> float:
+        """Running mean of the outputs of finished requests, with a prior, tokens."""
+        return (PRIOR_OUTPUT_TOKENS * PRIOR_WEIGHT + self.finished_tokens) / (PRIOR_WEIGHT + self.finished)
+
+    def routed(self, row: int, prompt: int, arrived: float, kind: int) -> Entry:
+        """A request of `prompt` tokens that arrived at `arrived` has been forwarded to `row`."""
+        slot = len(self.entries)
+        if slot == len(self.requests):
+            self.requests = np.concatenate([self.requests, np.zeros_like(self.requests)])
+        entry = Entry(row, slot, prompt, arrived, kind)
+        self.entries.append(entry)
+        self.requests[slot] = (row, arrived, prompt, 0.0, kind)
+        columns = self.rows[row]
+        columns[schema.IN_FLIGHT] += 1.0
+        columns[schema.AWAITING_FIRST_TOKEN] += 1.0
+        columns[schema.PENDING_PREFILL_TOKENS] += prompt
+        return entry
+
+    def streamed(self, entry: Entry, tokens: int, now: float) -> None:
+        """`tokens` more tokens of a streamed answer have come."""
+        if tokens <= 0:
+            return
+        columns = self.rows[entry.row]
+        if entry.streamed == 0:
+            columns[schema.AWAITING_FIRST_TOKEN] -= 1.0
+            columns[schema.PENDING_PREFILL_TOKENS] -= entry.prompt
+            columns[schema.CONTEXT_TOKENS] += entry.prompt + tokens
+            ttft = now - entry.arrived
+            average = columns[schema.TTFT_EWMA_S]
+            columns[schema.TTFT_EWMA_S] = ttft if average == 0.0 else average + TTFT_WEIGHT * (ttft - average)
+        else:
+            columns[schema.CONTEXT_TOKENS] += tokens
+            # Each stream shows the iterations of its replica. One that has shown the current iteration
+            # already begins a new one: so an iteration counts once, however many requests are in the batch.
+            if entry.last >= self._iteration[entry.row]:
+                self._iteration[entry.row] = now
+                gap = (now - entry.last) / tokens
+                average = columns[schema.ITL_EWMA_S]
+                columns[schema.ITL_EWMA_S] = gap if average == 0.0 else average + ITL_WEIGHT * (gap - average)
+        entry.last = now
+        entry.streamed += tokens
+        self.requests[entry.slot, STREAMED] = entry.streamed
+
+    def finished_with(self, entry: Entry, tokens: int) -> None:
+        """The answer is complete and had `tokens` tokens (0: unknown, or nothing was generated)."""
+        self.lost(entry)
+        if tokens > 0:
+            self.finished += 1
+            self.finished_tokens += tokens
+
+    def lost(self, entry: Entry) -> None:
+        """The request is not in flight any more: cancelled, failed, or to be sent elsewhere."""
+        columns = self.rows[entry.row]
+        columns[schema.IN_FLIGHT] -= 1.0
+        if entry.streamed == 0:
+            columns[schema.AWAITING_FIRST_TOKEN] -= 1.0
+            columns[schema.PENDING_PREFILL_TOKENS] -= entry.prompt
+        else:
+            columns[schema.CONTEXT_TOKENS] -= entry.prompt + entry.streamed
+        last = self.entries.pop()
+        if last is not entry:  # the last one moves into the gap
+            self.entries[entry.slot] = last
+            self.requests[entry.slot] = self.requests[last.slot]
+            last.slot = entry.slot
+
+    def scraped(self, row: int, reading: "Reading", now: float) -> None:
+        """What a backend's metrics say; columns that they lack stay as they are."""
+        columns = self.rows[row]
+        columns[schema.SCRAPED_RUNNING] = reading.running
+        columns[schema.SCRAPED_WAITING] = reading.waiting
+        columns[schema.SCRAPED_KV_USAGE] = reading.kv_usage
+        columns[schema.SCRAPED_PREEMPTIONS] = reading.new_preemptions
+        if reading.kv_capacity_tokens:
+            columns[schema.KV_CAPACITY_TOKENS] = reading.kv_capacity_tokens
+        self.scraped_at[row] = now
+
+    def reported(self, row: int, waiting: float | None, kv_usage: float | None, now: float) -> None:
+        """A load report in the head of an answer (ORCA): fresher than a scrape, with fewer columns.
+
+        It brings the reading's age to zero only if there has been a whole one: else columns would be made up.
+        """
+        columns = self.rows[row]
+        if waiting is not None:
+            columns[schema.SCRAPED_WAITING] = waiting
+        if kv_usage is not None:
+            columns[schema.SCRAPED_KV_USAGE] = kv_usage
+        if waiting is not None and kv_usage is not None and self.scraped_at[row] > -math.inf:
+            self.scraped_at[row] = now
+
+    def write_view(
+        self,
+        candidates: npt.NDArray[np.int64],
+        now: float,
+        stale_after: float,
+        replicas: npt.NDArray[np.float64],
+    ) -> None:
+        """Write the view of now into `replicas` (R, columns), one row for each of the R rows `candidates`.
+
+        Readings older than `stale_after` s are left out: the ledger's own counts take their place.
+        """
+        blend = 1.0 - math.exp(-(now - self._decided) / LOAD_HORIZON_S)
+        self._decided = now
+        averages = self.rows[:, schema.IN_FLIGHT_EWMA]
+        averages += blend * (self.rows[:, schema.IN_FLIGHT] - averages)
+        _write(
+            self.rows,
+            self.scraped_at,
+            self.requests,
+            len(self.entries),
+            candidates,
+            now,
+            stale_after,
+            self.expected_output(),
+            replicas,
+        )
+
+
+@njit()
+def _write(
+    rows: npt.NDArray[np.float64],
+    scraped_at: npt.NDArray[np.float64],
+    requests: npt.NDArray[np.float64],
+    count: int,
+    candidates: npt.NDArray[np.int64],
+    now: float,
+    stale_after: float,
+    mean: float,
+    out: npt.NDArray[np.float64],
+) -> None:
+    position = np.full(rows.shape[0], -1)
+    for r in range(candidates.shape[0]):
+        k = candidates[r]
+        position[k] = r
+        for column in range(rows.shape[1]):
+            out[r, column] = rows[k, column]
+        out[r, schema.EXPECTED_REMAINING_TOKENS] = 0.0
+        out[r, schema.OLDEST_WAIT_S] = 0.0
+    for i in range(count):
+        k = int(requests[i, ROW])
+        r = position[k]
+        if r < 0:
+            continue
+        to = out[r]
+        streamed = requests[i, STREAMED]
+        waited = now - requests[i, ARRIVED]
+        kind = int(requests[i, KIND])
+        if kind == WHOLE:
+            # Nothing is seen of it before its end. Once it has waited as long as others wait for a first
+            # token, it is taken to decode as fast as they do.
+            first = rows[k, schema.TTFT_EWMA_S]
+            if first == 0.0:
+                first = requests[i, PROMPT] / rows[k, schema.PREFILL_TOKENS_PER_S]
+            if waited > first:
+                gap = rows[k, schema.ITL_EWMA_S]
+                if gap == 0.0:
+                    gap = rows[k, schema.DECODE_ITERATION_S]
+                streamed = 1.0 + math.floor((waited - first) / gap)
+                to[schema.AWAITING_FIRST_TOKEN] -= 1.0
+                to[schema.PENDING_PREFILL_TOKENS] -= requests[i, PROMPT]
+                to[schema.CONTEXT_TOKENS] += requests[i, PROMPT] + min(streamed, mean)
+        if streamed == 0.0:
+            to[schema.OLDEST_WAIT_S] = max(to[schema.OLDEST_WAIT_S], waited)
+        if kind != OTHER:
+            to[schema.EXPECTED_REMAINING_TOKENS] += max(mean - streamed, LEAST_REMAINING * mean)
+    for r in range(candidates.shape[0]):
+        k = candidates[r]
+        to = out[r]
+        age = now - scraped_at[k]
+        if age <= stale_after:
+            to[schema.SCRAPE_AGE_S] = age
+        else:
+            to[schema.SCRAPED_RUNNING] = to[schema.IN_FLIGHT] - to[schema.AWAITING_FIRST_TOKEN]
+            to[schema.SCRAPED_WAITING] = to[schema.AWAITING_FIRST_TOKEN]
+            known = to[schema.CONTEXT_TOKENS] + to[schema.PENDING_PREFILL_TOKENS]
+            to[schema.SCRAPED_KV_USAGE] = min(1.0, known / to[schema.KV_CAPACITY_TOKENS])
+            to[schema.SCRAPED_PREEMPTIONS] = 0.0
+            to[schema.SCRAPE_AGE_S] = 0.0

@@ -1,0 +1,130 @@
+"""What goes on beside the requests: health checks, scrapes, the list of models, deadlines, log flushes."""
+
+import asyncio
+from time import monotonic
+from typing import Any
+
+import msgspec
+
+from fairlead.serve.backend import Backend
+from fairlead.serve.fetch import get
+from fairlead.serve.gateway import Gateway
+from fairlead.serve.scraping import read_metrics
+
+SWEEP_S = 0.1
+"""How often deadlines are looked at: their granularity."""
+MODELS_EVERY_S = 30.0
+
+
+class Monitor:
+    """Watches the backends, each in a task of its own, so that one that hangs holds up no other."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        """For `gateway`; `start` begins."""
+        self._gateway = gateway
+        self._tasks: dict[Backend, list[asyncio.Task[None]]] = {}
+        self._sweeper: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin; needs a running loop."""
+        self._sweeper = asyncio.get_running_loop().create_task(self._sweep_for_ever())
+        self.follow()
+
+    def follow(self) -> None:
+        """Watch the backends that there are now, and no others."""
+        loop = asyncio.get_running_loop()
+        for backend in self._gateway.backends:
+            if backend not in self._tasks:
+                self._tasks[backend] = [
+                    loop.create_task(self._check_for_ever(backend)),
+                    loop.create_task(self._scrape_for_ever(backend)),
+                ]
+        for backend in [each for each in self._tasks if each not in self._gateway.backends]:
+            for task in self._tasks.pop(backend):
+                task.cancel()
+
+    async def stop(self) -> None:
+        """End all tasks."""
+        tasks = [task for each in self._tasks.values() for task in each]
+        if self._sweeper is not None:
+            tasks.append(self._sweeper)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._tasks.clear()
+
+    async def _check_for_ever(self, backend: Backend) -> None:
+        models_due = 0.0
+        while True:
+            health = self._gateway.settings.health
+            try:
+                status, _ = await get(backend, health.path, health.timeout)
+                good = status == 200
+            except OSError:
+                good = False
+            if backend.checked(good, monotonic(), health):
+                self._gateway.events("backend_healthy" if good else "backend_unhealthy", backend=backend.name)
+                models_due = 0.0
+                self._gateway.released()
+            if good and monotonic() >= models_due:
+                await self._read_models(backend)
+                models_due = monotonic() + MODELS_EVERY_S
+            await asyncio.sleep(health.interval)
+
+    async def _read_models(self, backend: Backend) -> None:
+        try:
+            status, body = await get(backend, "/v1/models", self._gateway.settings.health.timeout)
+            listed: Any = msgspec.json.decode(body)["data"] if status == 200 else []
+            cards = [card for card in listed if isinstance(card.get("id"), str)]
+        except (OSError, msgspec.DecodeError, KeyError, TypeError, AttributeError):
+            return  # asked again later; until then it is taken to serve all models
+        backend.model_cards = cards
+        if not backend.settings.models:
+            backend.models = frozenset(card["id"] for card in cards)
+
+    async def _scrape_for_ever(self, backend: Backend) -> None:
+        while True:
+            settings = self._gateway.settings.scrape
+            if settings.interval is None:
+                await asyncio.sleep(1.0)
+                continue
+            await self._scrape(backend)
+            await asyncio.sleep(settings.interval)
+
+    async def _scrape(self, backend: Backend) -> None:
+        settings = self._gateway.settings.scrape
+        try:
+            status, body = await get(backend, settings.path, settings.timeout)
+        except OSError:
+            backend.scrape_errors += 1
+            return
+        reading = read_metrics(body, backend.reading) if status == 200 else None
+        if reading is None:
+            backend.scrape_errors += 1
+            return
+        backend.reading = reading
+        if backend.settings.kv_capacity_tokens is not None:
+            reading = reading._replace(kv_capacity_tokens=0)  # what was declared stands
+        self._gateway.ledger.scraped(backend.row, reading, monotonic())
+
+    async def _sweep_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            self.sweep(monotonic())
+
+    def sweep(self, now: float) -> None:
+        """Act on every deadline that has passed."""
+        gateway = self._gateway
+        for exchange in [each for each in gateway.exchanges if each.deadline <= now]:
+            exchange.expired()
+        for connection in [each for each in gateway.connections if each.deadline <= now]:
+            connection.expired()
+        for backend in gateway.backends:
+            if backend.sweep(now):
+                gateway.events("backend_returned", backend=backend.name)
+                gateway.released()
+        if len(self._tasks) != len(gateway.backends) or any(b not in self._tasks for b in gateway.backends):
+            self.follow()
+        for log in (gateway.requests_log, gateway.decisions_log):
+            if log is not None:
+                log.flush()

@@ -1,0 +1,91 @@
+"""What backends report of themselves: Prometheus text from `/metrics`, and ORCA headers on answers."""
+
+import math
+import re
+from typing import NamedTuple
+
+# One pass over the text (some 50 kB, 1 % of it wanted): the wanted names at line starts, with their labels.
+_LINES = re.compile(
+    rb"^vllm:(num_requests_running|num_requests_waiting|kv_cache_usage_perc|gpu_cache_usage_perc"
+    rb"|num_preemptions_total|cache_config_info)(\{[^\n]*\})? +(\S+)",
+    re.M,
+)
+_BLOCK_SIZE = re.compile(rb'[{,]block_size="(\d+)"')
+_NUM_BLOCKS = re.compile(rb'[{,]num_gpu_blocks="(\d+)"')
+_ORCA = re.compile(rb"named_metrics\.(num_requests_waiting|kv_cache_usage_perc) *= *([0-9.eE+-]+)")
+
+
+class Reading(NamedTuple):
+    """One reading of a backend's metrics."""
+
+    running: float
+    """`vllm:num_requests_running`, summed over engines."""
+    waiting: float
+    """`vllm:num_requests_waiting`, likewise."""
+    kv_usage: float
+    """`vllm:kv_cache_usage_perc` in [0, 1], the largest over engines."""
+    preemptions: float
+    """`vllm:num_preemptions_total`, summed."""
+    new_preemptions: float
+    """Since the reading before."""
+    kv_capacity_tokens: int
+    """Blocks times block size, summed; 0 if it is not told."""
+
+
+def read_metrics(text: bytes, before: Reading | None = None) -> Reading | None:
+    """The reading in a `/metrics` answer; None if a column is missing or its value is impossible.
+
+    Args:
+        text: Prometheus text exposition.
+        before: the reading before, for what is counted since.
+    """
+    running = waiting = preemptions = 0.0
+    kv_usage = -1.0
+    capacity = 0
+    seen = set()
+    for name, labels, number in _LINES.findall(text):
+        if name == b"cache_config_info":
+            size, blocks = _BLOCK_SIZE.search(labels), _NUM_BLOCKS.search(labels)
+            if size and blocks:
+                capacity += int(size[1]) * int(blocks[1])
+            continue
+        try:
+            value = float(number)
+        except ValueError:
+            return None
+        if not math.isfinite(value) or value < 0.0:
+            return None
+        seen.add(name)
+        if name == b"num_requests_running":
+            running += value
+        elif name == b"num_requests_waiting":
+            waiting += value
+        elif name == b"num_preemptions_total":
+            preemptions += value
+        else:
+            kv_usage = max(kv_usage, value)
+    if b"num_requests_running" not in seen or b"num_requests_waiting" not in seen:
+        return None
+    if not 0.0 <= kv_usage <= 1.0:
+        return None
+    new = max(0.0, preemptions - before.preemptions) if before is not None else 0.0
+    return Reading(running, waiting, kv_usage, preemptions, new, capacity)
+
+
+def orca_reading(value: bytes) -> tuple[float | None, float | None] | None:
+    """(waiting requests, KV usage) in an `endpoint-load-metrics` header, each None if not told.
+
+    None altogether if it is no text report or its values are impossible.
+    """
+    found: dict[bytes, float] = {}
+    for name, number in _ORCA.findall(value):
+        try:
+            found[name] = float(number)
+        except ValueError:
+            return None
+    waiting, usage = found.get(b"num_requests_waiting"), found.get(b"kv_cache_usage_perc")
+    if waiting is not None and not 0.0 <= waiting < math.inf:
+        return None
+    if usage is not None and not 0.0 <= usage <= 1.0:
+        return None
+    return (waiting, usage) if found else None
