@@ -61,7 +61,9 @@ def test_rule(name: str, columns: dict[str, list[float]], expected: set[int]) ->
 @pytest.mark.parametrize("name", HEURISTICS)
 def test_no_heuristic_chooses_an_unavailable_replica(name: str) -> None:
     """Not even if everything else speaks for it; and the rest is chosen from as before."""
-    attractive = {c.name: [0, 5, 5] for c in schema.REPLICA_COLUMNS if c.source in ("ledger", "scraped")}
+    attractive: dict[str, list[float]] = {
+        c.name: [0, 5, 5] for c in schema.REPLICA_COLUMNS if c.source in ("ledger", "scraped")
+    }
     seen = view(columns=attractive | {"available": [0, 1, 1]})
     assert choices(name, seen) == {1, 2}
     assert choices(name, view(columns=attractive | {"available": [0, 0, 1]})) == {2}

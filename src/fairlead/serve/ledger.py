@@ -90,6 +90,7 @@ class Ledger:
         self.rows[row, schema.DECODE_ITERATION_S] = decode_iteration_s
         self.rows[row, schema.KV_CAPACITY_TOKENS] = kv_capacity_tokens
         self.rows[row, schema.MAX_NUM_SEQS] = max_num_seqs
+        self.rows[row, schema.AVAILABLE] = 1.0  # only those that are appear in a view
         self.scraped_at[row] = -math.inf
         self._iteration[row] = 0.0
         return row
