@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluate": UP_TO_SIMULATOR | {"calibrate", "vidur", "env", "policy"},
     "train": UP_TO_EVALUATE,
     "serve": BASE | {"view", "policy"},
-    "emulate": UP_TO_SIMULATOR,
+    "emulate": UP_TO_SIMULATOR | {"serve"},  # its connections are those of the gateway
     "calibrate": UP_TO_SIMULATOR,
     "bench": UP_TO_EVALUATE | {"train"},
     "cli": UP_TO_EVALUATE | {"train", "serve", "emulate", "calibrate", "bench"},

@@ -7,6 +7,7 @@ import pytest
 
 from fairlead.emulate.engine import Engine, Job
 from fairlead.simulator.reference import ReplicaSpec, simulate
+from fairlead.simulator.schedulers import SchedulerOptions
 from fairlead.simulator.timing import Coefficients
 from fairlead.workload.requests import Requests
 
@@ -136,3 +137,22 @@ def test_a_slower_pace_stretches_the_iterations_that_start_from_then_on(clock):
     engine.pace = 3.0
     clock.run_until(math.inf)
     assert [when for when, _, _ in heard.events] == [1.0, 4.0, 7.0]
+
+
+@pytest.mark.parametrize("name", ["vllm", "sarathi", "vllm_v0"])
+def test_every_scheduler_can_be_emulated(clock, name):
+    scheduler = SchedulerOptions(name=name)
+    spec = ReplicaSpec(TIMING, 1024, 16, block_size=16, kv_blocks=400, scheduler=scheduler)
+    requests = random_requests(40, rate=20.0)
+    expected = simulate([spec], requests, [0] * len(requests))
+    engine = Engine(0, spec, clock)
+    jobs = []
+    for i in range(len(requests)):
+        clock.run_until(float(requests.arrival_s[i]))
+        lengths = int(requests.prompt_tokens[i]), int(requests.output_tokens[i])
+        jobs.append(engine.submit(*lengths, False, Heard(clock)))
+        if i == 20:  # one that is not in the simulation, and leaves before its first batch
+            engine.cancel(engine.submit(*lengths, False, Heard(clock)))
+    clock.run_until(math.inf)
+    assert [job.finish_s for job in jobs] == expected.finish_s.tolist()
+    assert engine.kv_usage == 0.0

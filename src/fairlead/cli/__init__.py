@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from fairlead import __version__
-from fairlead.cli import bench, evaluate, report, scenarios, serve, simulate, train
+from fairlead.cli import bench, emulate, evaluate, report, scenarios, serve, simulate, train
 from fairlead.cli.output import say
 from fairlead.errors import FairleadError
 
@@ -42,7 +42,7 @@ app = typer.Typer(
     epilog="Start with: [bold]fairlead scenarios[/bold]. Every command explains itself: "
     "[bold]fairlead train --help[/bold].",
 )
-for _verb in (scenarios, simulate, train, evaluate, report, serve, bench):
+for _verb in (scenarios, simulate, train, evaluate, report, serve, emulate, bench):
     _name = _verb.__name__.rpartition(".")[2]
     _examples = "\n\n".join(f"[bold]{line}[/bold]" for line in _verb.EXAMPLES)
     app.command(_name, help=_reflow(_verb.command), epilog=f"Example:\n\n{_examples}")(_verb.command)

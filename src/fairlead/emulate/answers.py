@@ -104,4 +104,4 @@ class Events:
     def _opening(self) -> bytes:
         """The first event of a chat, which names the role."""
         delta = b',"choices":[{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,'
-        return self._head + delta + b'"finish_reason":null}],"prompt_token_ids":null}\n\n'
+        return self._head + delta + b'"finish_reason":null}],"prompt_token_ids":null,"prompt_text":null}\n\n'

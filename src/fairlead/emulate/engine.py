@@ -11,7 +11,8 @@ from typing import Protocol
 
 from fairlead.emulate.clock import Clock, Timer
 from fairlead.emulate.tally import Tally
-from fairlead.simulator.reference_replica import InFlight, Replica, ReplicaSpec
+from fairlead.simulator.reference_replica import InFlight, ReplicaSpec
+from fairlead.simulator.reference_schedulers import make_replica
 
 
 class Listener(Protocol):
@@ -29,43 +30,8 @@ class Job(InFlight):
     listener: Listener | None = None
     limited: bool = False
     """It ends because of its limit on the output, not by itself."""
-    scheduled_s: float = math.nan
-    """When it was admitted for the first time."""
     last_token_s: float = math.nan
     undelivered: int = field(default=0, repr=False)
-
-
-class _Replica(Replica):
-    """The twin's replica, which also tells what it emits and counts what vLLM counts."""
-
-    def __init__(self, index: int, spec: ReplicaSpec) -> None:
-        super().__init__(index, spec)
-        self.tally = Tally()
-        self.emitted: list[Job] = []
-        self.pace = 1.0
-
-    def schedule(self) -> None:
-        super().schedule()
-        assert self.end_s is not None
-        if self.pace != 1.0:
-            self.duration_s *= self.pace
-            self.end_s = self.boundary_s + self.duration_s
-        for job in reversed(self.running):
-            # New requests are admitted behind all others.
-            assert isinstance(job, Job)
-            if not math.isnan(job.scheduled_s):
-                break
-            job.scheduled_s = self.boundary_s
-        self.tally.iteration_tokens.observe(sum(job.chunk for job in self.running))
-
-    def emit(self, request: InFlight, now_s: float) -> None:
-        super().emit(request, now_s)
-        assert isinstance(request, Job)
-        self.tally.token(request, now_s)
-        request.last_token_s = now_s
-        if not request.undelivered:
-            self.emitted.append(request)
-        request.undelivered += 1
 
 
 class Engine:
@@ -73,11 +39,19 @@ class Engine:
 
     def __init__(self, index: int, spec: ReplicaSpec, clock: Clock) -> None:
         """Idle and empty."""
-        self._replica = _Replica(index, spec)
+        self._start(index, spec, pace=1.0)
         self._clock = clock
         self._timer: Timer | None = None
         self._due_s = math.inf
         self._submitted = 0
+
+    def _start(self, index: int, spec: ReplicaSpec, pace: float) -> None:
+        self._replica = make_replica(index, spec, None, routers=1)
+        self._replica.pace = pace
+        self._replica.on_token = self._emitted
+        self.tally = Tally()
+        """What it has counted."""
+        self._undelivered: list[Job] = []
 
     @property
     def index(self) -> int:
@@ -88,11 +62,6 @@ class Engine:
     def spec(self) -> ReplicaSpec:
         """What the replica is."""
         return self._replica.spec
-
-    @property
-    def tally(self) -> Tally:
-        """What it has counted."""
-        return self._replica.tally
 
     @property
     def running(self) -> int:
@@ -159,9 +128,7 @@ class Engine:
             assert isinstance(job, Job)
             job.listener = None
             job.cancelled = True
-        pace = self._replica.pace
-        self._replica = _Replica(self._replica.index, self._replica.spec)
-        self._replica.pace = pace
+        self._start(self.index, self.spec, self._replica.pace)
 
     def catch_up(self) -> float:
         """Runs the engine up to now and delivers what it emitted; returns the time, s."""
@@ -170,13 +137,21 @@ class Engine:
         return now_s
 
     def _advance(self, now_s: float) -> None:
-        replica = self._replica
-        replica.advance(now_s)
-        emitted, replica.emitted = replica.emitted, []
-        for job in emitted:
+        self._replica.advance(now_s)
+        jobs, self._undelivered = self._undelivered, []
+        for job in jobs:
             count, job.undelivered = job.undelivered, 0
             if job.listener is not None:
                 job.listener.tokens(count, not math.isnan(job.finish_s))
+
+    def _emitted(self, request: InFlight, now_s: float) -> None:
+        """The replica has emitted a token."""
+        assert isinstance(request, Job)
+        self.tally.token(request, now_s)
+        request.last_token_s = now_s
+        if not request.undelivered:
+            self._undelivered.append(request)
+        request.undelivered += 1
 
     def _tick(self) -> None:
         """The time of the next event has come."""

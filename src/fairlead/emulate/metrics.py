@@ -17,7 +17,6 @@ _HISTOGRAMS = {
     "request_decode_time_seconds": ("decode_s", "time spent in DECODE phase for request"),
     "request_prompt_tokens": ("request_prompt_tokens", "number of prefill tokens processed"),
     "request_generation_tokens": ("request_generated_tokens", "number of generation tokens processed"),
-    "iteration_tokens_total": ("iteration_tokens", "number of tokens per engine_step"),
 }
 
 
@@ -58,7 +57,7 @@ def _lines(engine: Engine, labels: str) -> Iterator[str]:
         "num_gpu_blocks": spec.kv_blocks,
     }
     facts = ",".join(f'{key}="{value}"' for key, value in cache.items())
-    yield f"vllm:cache_config_info{{{facts},{labels}}} 1.0"
+    yield f'vllm:cache_config_info{{{facts},engine="0"}} 1.0'
 
 
 def _help(name: str, text: str, kind: str) -> str:

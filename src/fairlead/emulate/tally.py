@@ -11,7 +11,6 @@ TTFT_S = (
 )
 ITL_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 REQUEST_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
-ITERATION_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
 
 class Counted(Protocol):
@@ -61,7 +60,6 @@ class Tally:
         self.decode_s = Histogram(LATENCY_S)
         self.request_prompt_tokens = Histogram(REQUEST_TOKENS)
         self.request_generated_tokens = Histogram(REQUEST_TOKENS)
-        self.iteration_tokens = Histogram(ITERATION_TOKENS)
 
     def token(self, request: Counted, now_s: float) -> None:
         """`request` has emitted a token at `now_s`; `last_token_s` is still that of the one before."""

@@ -7,6 +7,7 @@ prose.
 
 import math
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fairlead.simulator.reference_timing import Scheduled, batch_seconds
@@ -115,6 +116,10 @@ class Replica:
         self.end_s: float | None = None
         """When the running iteration ends; None while none runs."""
         self.duration_s = 0.0
+        self.pace = 1.0
+        """Every iteration that starts while it is p lasts p times as long."""
+        self.on_token: Callable[[InFlight, float], None] | None = None
+        """Told of every token, with its time, when it has been emitted."""
         self.finished = [0] * routers
         self.finished_tokens = [0] * routers
         """Requests of each router that have left, and the output tokens of those."""
@@ -167,7 +172,7 @@ class Replica:
         batch = [request for request in self.running if request.chunk]
         assert batch, "a replica with work always computes something"
         scheduled = [Scheduled(request.chunk, request.computed, request.decoding) for request in batch]
-        self.duration_s = batch_seconds(self.spec.timing, scheduled)
+        self.duration_s = self.pace * batch_seconds(self.spec.timing, scheduled)
         for request in batch:
             if math.isnan(request.scheduled_s):
                 request.scheduled_s = self.boundary_s
@@ -255,6 +260,8 @@ class Replica:
             self.leave(request)
             self.finished[request.router] += 1
             self.finished_tokens[request.router] += request.output_tokens
+        if self.on_token is not None:
+            self.on_token(request, now_s)
 
     def leave(self, request: InFlight) -> None:
         """Frees the blocks of a request that leaves."""
