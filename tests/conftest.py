@@ -13,8 +13,13 @@ os.environ["MPLBACKEND"] = "agg"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests with the marker `vidur` are skipped where that simulator is not installed."""
-    wanted = [item for item in items if item.get_closest_marker("vidur")]
-    if wanted and find_spec("vidur") is None:
-        for item in wanted:
-            item.add_marker(pytest.mark.skip(reason="the simulator Vidur is not installed: make test-vidur"))
+    """Tests that need Vidur or real vLLM servers are skipped where these are not installed."""
+    missing = {}
+    if find_spec("vidur") is None:
+        missing["vidur"] = "the simulator Vidur is not installed: make test-vidur"
+    if "FAIRLEAD_VLLM" not in os.environ:
+        missing["vllm"] = "no environment with vLLM is named: make test-vllm"
+    for item in items:
+        for marker, reason in missing.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
