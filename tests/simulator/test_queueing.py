@@ -6,6 +6,7 @@ single server, first come first served, whose service time is the prompt's lengt
 
 import numpy as np
 import pytest
+from tests.simulator.intervals import interval
 
 from fairlead.evaluate.run import run
 from fairlead.policy.heuristics import Heuristic
@@ -15,6 +16,7 @@ from fairlead.simulator.outcomes import Outcomes
 from fairlead.workload.requests import Requests
 
 SERVICE_S = 1.0
+RUNS = 16
 TOKENS = 1000
 """Mean prompt, so that lengths are nearly continuous."""
 
@@ -36,19 +38,13 @@ def arrivals(seed: int, count: int, rate: float, *, exponential: bool) -> Reques
 
 
 def sojourn_s(router: str, count: int, load: float, *, exponential: bool = True) -> np.ndarray:
-    """Mean time in the system of 8 long runs."""
+    """Mean time in the system of each of 16 long runs."""
     rate = load * count / SERVICE_S
-    wanted = [arrivals(seed, 20_000, rate, exponential=exponential) for seed in range(8)]
-    clusters = Clusters([servers(count)] * 8, wanted)
+    wanted = [arrivals(seed, 10_000, rate, exponential=exponential) for seed in range(RUNS)]
+    clusters = Clusters([servers(count)] * RUNS, wanted)
     run(clusters, Heuristic(router), seed=1)
-    runs = [clusters.outcomes(c) for c in range(8)]
-    return np.array([r.e2e_s[2000:].mean() for r in runs])
-
-
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """Four standard errors either side: a true law fails once in ten thousand times."""
-    half = 4 * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean() - half), float(values.mean() + half)
+    runs = [clusters.outcomes(c) for c in range(RUNS)]
+    return np.array([r.e2e_s[1000:].mean() for r in runs])
 
 
 def erlang_c_sojourn(servers: int, load: float) -> float:
@@ -72,6 +68,31 @@ def test_random_routing_gives_independent_mm1_queues(load: float) -> None:
 def test_one_replica_with_equal_requests_is_md1(load: float) -> None:
     low, high = interval(sojourn_s("lor", 1, load, exponential=False))
     assert low < SERVICE_S * (1 + load / (2 * (1 - load))) < high
+
+
+@pytest.mark.parametrize("load", [0.5, 0.8])
+def test_a_router_that_knows_all_work_turns_four_replicas_into_one_queue(load: float) -> None:
+    """M/M/4 (Erlang C): to join the replica that is free first is to wait in one common queue."""
+    count = 4
+    wanted = [arrivals(seed, 10_000, load * count / SERVICE_S, exponential=True) for seed in range(RUNS)]
+    choices = np.stack([central_queue(each, count) for each in wanted], axis=1)
+    clusters = Clusters([servers(count)] * RUNS, wanted)
+    for turn in choices:
+        clusters.observe()
+        clusters.route(turn)
+    clusters.drain()
+    low, high = interval(np.array([clusters.outcomes(c).e2e_s[1000:].mean() for c in range(RUNS)]))
+    assert low < erlang_c_sojourn(count, load) < high
+
+
+def central_queue(requests: Requests, count: int) -> np.ndarray:
+    """(N,) for each request in turn, the replica that will have worked off its requests first."""
+    free = np.zeros(count)
+    chosen = np.empty(len(requests), np.int64)
+    for i, (arrival, prompt) in enumerate(zip(requests.arrival_s, requests.prompt_tokens, strict=True)):
+        chosen[i] = np.argmin(free)
+        free[chosen[i]] = max(free[chosen[i]], arrival) + prompt * SERVICE_S / TOKENS
+    return chosen
 
 
 @pytest.mark.parametrize("load", [0.5, 0.8])

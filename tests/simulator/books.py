@@ -1,0 +1,258 @@
+"""Steps the compiled engine through every single iteration and keeps books of its own on each replica.
+
+`Books` looks at a replica twice per iteration, when a batch has been formed and when it has ended, and
+checks what must hold there, by the rules of its scheduler. What a request has computed and emitted is counted
+here from the batches alone, so the engine's own counters can be held against it.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from fairlead.simulator import engine
+from fairlead.simulator.cluster import Clusters
+from fairlead.simulator.fleet import Fleet
+from fairlead.simulator.schedulers import SARATHI, VIDUR_V1, VLLM, VLLM_V0
+from fairlead.workload.requests import Requests
+
+
+def blocks_of(tokens: int, size: int) -> int:
+    return -(-tokens // size)
+
+
+class Books:
+    """What one replica owes its requests."""
+
+    def __init__(self, clusters: Clusters, replica: int) -> None:
+        self.state, self.k = clusters.state, replica
+        self.row = clusters.state.replicas[replica]
+        self.requests = clusters.state.requests[0]
+        self.computed: dict[int, int] = {}
+        """Tokens in the KV cache, of the requests in a slot."""
+        self.emitted: dict[int, int] = {}
+        self.wanted: dict[int, int] = {}
+        """Tokens of each request in the batch under way."""
+        self.order: list[int] = []
+        """Requests in the order of their first admission."""
+        self.preempted: dict[int, int] = {}
+        """How often each request was."""
+        self.began = 0.0
+        """When the iteration under way began."""
+        self.processed = self.lost = self.iterations = 0
+
+    def known(self, i: int) -> int:
+        """Tokens of request `i` that can be computed: its prompt and what it has emitted."""
+        return int(self.requests[i].prompt) + self.emitted.get(i, 0)
+
+    def slots(self) -> list[Any]:
+        return list(self.state.slots[self.k][: self.row.running])
+
+    def waiting(self) -> list[int]:
+        """The queue, head first; its links must end where its count says."""
+        found, i = [], int(self.row.waiting_head)
+        for _ in range(self.row.waiting):
+            found.append(i)
+            i = int(self.requests[i].next_waiting)
+        assert not found or found[-1] == self.row.waiting_tail
+        return found
+
+    def formed(self) -> None:
+        """A batch has just been formed."""
+        row = self.row
+        slots = self.slots()
+        inside = [int(slot.request) for slot in slots]
+        # Sarathi may preempt a request and admit it again for the same batch: only its counter tells.
+        lost = [i for i in self.computed if self.requests[i].preemptions > self.preempted.get(i, 0)]
+        for i in lost:
+            self.lost += self.computed.pop(i)
+            self.preempted[i] = self.preempted.get(i, 0) + 1
+        assert set(self.computed) <= set(inside), "only a preemption takes a request off the batch"
+        admitted = [i for i in inside if i not in self.computed]
+        decoding = row.running - row.prefilling
+        self.wanted = {}
+        for j, (i, slot) in enumerate(zip(inside, slots, strict=True)):
+            computed = self.computed.setdefault(i, 0)
+            if j < decoding:
+                assert slot.left == 0
+                # A decoding request has computed all it knows but the token it emitted last.
+                assert computed == self.requests[i].prompt + row.tick - slot.zero_tick - 1
+                assert computed == self.known(i) - 1
+                self.wanted[i] = 0 if row.stalled else 1
+            else:
+                assert computed == self.known(i) - slot.left
+                assert 0 <= slot.chunk <= slot.left
+                self.wanted[i] = int(slot.chunk)
+        self._check_limits(decoding)
+        self._check_blocks(slots, decoding)
+        self._check_queue(inside, admitted, preempted=bool(lost))
+        assert row.preemptions == sum(self.preempted.values())
+        tokens = sum(self.wanted.values())
+        assert tokens > 0, "an iteration without work"
+        self.processed += tokens
+        self.iterations += 1
+        assert row.duration > 0
+
+    def _check_limits(self, decoding: int) -> None:
+        row = self.row
+        assert row.running <= row.max_seqs
+        tokens = sum(self.wanted.values())
+        if row.scheduler == SARATHI:
+            # Vidur's scheduler lets every decode run, whatever the budget.
+            assert tokens <= max(row.token_budget, decoding)
+        elif row.scheduler == VLLM_V0:
+            prompts = [n for n in self.wanted.values() if n] if row.stalled else []
+            if row.padded:
+                assert len(prompts) * max(prompts, default=0) <= row.token_budget
+            assert sum(prompts) <= row.token_budget
+        else:
+            assert tokens <= row.token_budget
+        half_done = [i for i in self.wanted if self.computed[i] + self.wanted[i] < self.known(i)]
+        if row.scheduler == VLLM_V0:
+            assert all(self.wanted[i] == 0 for i in half_done), "no chunks"
+        else:
+            assert len(half_done) <= 1, "at most one prompt is half done"
+
+    def _check_blocks(self, slots: list[Any], decoding: int) -> None:
+        """Blocks held, by the rule of the scheduler, and free ones add up to all of them."""
+        row = self.row
+        held = 0
+        for j, slot in enumerate(slots):
+            i = int(slot.request)
+            reserved = row.scheduler in (SARATHI, VLLM_V0) and j >= decoding
+            tokens = self.known(i) if reserved else self.computed[i] + self.wanted[i]
+            if row.scheduler == VIDUR_V1:
+                assert slot.blocks >= blocks_of(tokens, row.block_size)
+                held += int(slot.blocks)
+            else:
+                held += blocks_of(tokens, row.block_size)
+        assert row.free_blocks >= 0
+        assert held + row.free_blocks == row.kv_blocks
+
+    def _check_queue(self, inside: list[int], admitted: list[int], preempted: bool) -> None:
+        """Each request is in one place; first come, first served; nobody waits who could run."""
+        row, waiting = self.row, self.waiting()
+        self.order += [i for i in admitted if i not in self.order]
+        assert self.order == sorted(self.order), "first admissions in order of arrival"
+        new = [i for i in waiting if i not in self.order]
+        again = waiting[: len(waiting) - len(new)]
+        assert new == sorted(new) == waiting[len(again) :], "the preempted stand before all others"
+        assert not self.order or not new or new[0] > self.order[-1]
+        assert len({*inside, *waiting}) == len(inside) + len(waiting)
+        assert sorted([*inside, *waiting]) == self.in_flight()
+        for i in admitted:
+            assert self.requests[i].arrival <= self.requests[i].scheduled <= self.began
+        if waiting and not preempted:
+            assert self._is_blocked(waiting[0])
+
+    def in_flight(self) -> list[int]:
+        """Requests that were sent here and have not finished, in order."""
+        here = (self.requests["replica"] == self.k) & np.isnan(self.requests["finish"])
+        return [int(i) for i in np.flatnonzero(here)]
+
+    def _is_blocked(self, head: int) -> bool:
+        """Whether the head of the queue lacks budget, a slot or blocks."""
+        row = self.row
+        known, tokens = self.known(head), sum(self.wanted.values())
+        if row.running == row.max_seqs:
+            return True
+        if row.scheduler == VLLM_V0:
+            prompts = [n for n in self.wanted.values() if n] if row.stalled else []
+            after = (len(prompts) + 1) * max([*prompts, known]) if row.padded else sum(prompts) + known
+            if after > row.token_budget:
+                return True
+        elif tokens >= row.token_budget:
+            return True
+        if row.scheduler in (SARATHI, VLLM_V0):
+            return bool(row.free_blocks - blocks_of(known, row.block_size) < row.watermark)
+        return blocks_of(min(known, row.token_budget - tokens), row.block_size) > row.free_blocks
+
+    def ended(self) -> None:
+        """The batch has ended; its tokens are there."""
+        now = self.row.clock
+        inside = {int(slot.request) for slot in self.slots()}
+        for i, tokens in self.wanted.items():
+            if tokens == 0:
+                continue
+            request = self.requests[i]
+            self.computed[i] += tokens
+            if self.computed[i] < self.known(i):
+                continue
+            self.emitted[i] = self.emitted.get(i, 0) + 1
+            if self.emitted[i] == 1:
+                assert request.first_token == now
+            if self.emitted[i] == request.output:
+                assert request.finish == now
+                assert i not in inside
+                del self.computed[i]
+        assert inside == set(self.computed)
+        self._check_counters()
+
+    def _check_counters(self) -> None:
+        """At a boundary, the ledgers and the KV cache tell what the books tell."""
+        row, size = self.row, self.row.block_size
+        flying = self.in_flight()
+        silent = [i for i in flying if not self.emitted.get(i)]
+        own = self.state.ledgers[self.k]
+        assert sum(own["in_flight"]) == len(flying)
+        assert sum(own["awaiting"]) == len(silent)
+        assert sum(own["pending_tokens"]) == sum(int(self.requests[i].prompt) for i in silent)
+        assert sum(own["context_tokens"]) == sum(self.known(i) for i in flying if i not in silent)
+        decoding = self.slots()[: row.running - row.prefilling]
+        in_kv = [self.computed[int(slot.request)] for slot in decoding]
+        assert row.kv_tokens == sum(in_kv)
+        assert sum(own["decoding"]) == len(decoding)
+        phases = [0] * size
+        for tokens in in_kv:
+            phases[(tokens - row.tick) % size] += 1
+        assert phases == list(self.state.phases[self.k][:size])
+        if row.scheduler == VLLM:
+            held = sum(blocks_of(tokens, size) for tokens in self.computed.values())
+            assert held + row.free_blocks == row.kv_blocks
+
+    def step_to(self, until: float) -> None:
+        """All iterations that end by `until`, one at a time, and the batch that is under way then."""
+        while True:
+            row = self.row
+            if row.busy:
+                if row.clock > until:
+                    return
+                engine.advance(self.state, self.k, 0, float(row.clock))
+                assert not row.busy
+                self.ended()
+            if row.clock >= until or row.running + row.waiting == 0:
+                return
+            # Just beyond the boundary: the next batch is formed, and nothing can be leapt over.
+            self.began = float(row.clock)
+            engine.advance(self.state, self.k, 0, math.nextafter(self.began, math.inf))
+            assert row.busy, "a replica with requests is never idle"
+            assert row.clock == self.began + row.duration
+            self.formed()
+
+    def settled(self) -> None:
+        """All is done: every token emitted once, every block free, nothing left over."""
+        here = [int(i) for i in np.flatnonzero(self.requests["replica"] == self.k)]
+        outputs = {i: int(self.requests[i].output) for i in here}
+        assert {i: self.emitted.get(i) for i in here} == outputs
+        least = sum(int(self.requests[i].prompt) + outputs[i] - 1 for i in here)
+        assert self.processed == least + self.lost, "work done = work needed + work lost to preemptions"
+        row = self.row
+        assert row.free_blocks == row.kv_blocks
+        assert row.running == row.waiting == row.kv_tokens == 0
+        assert (self.state.phases[self.k] == 0).all()
+
+
+def keep_books(fleet: Fleet, requests: Requests, choices: np.ndarray) -> tuple[Clusters, list[Books]]:
+    """One cluster served to the end under `choices` (N,), every iteration of every replica checked."""
+    clusters = Clusters([fleet], [requests])
+    books = [Books(clusters, k) for k in range(clusters.R)]
+    for i, arrival in enumerate(requests.arrival_s):
+        for each in books:
+            each.step_to(float(arrival))
+        clusters.observe()
+        clusters.route(choices[i : i + 1])
+    for each in books:
+        each.step_to(math.inf)
+        each.settled()
+    clusters.drain()
+    return clusters, books

@@ -1,0 +1,131 @@
+"""Laws of the compiled engine, checked at every iteration of random workloads (see `books.py`).
+
+Conservation of requests, tokens and KV blocks; limits; first come, first served; work conservation;
+causality. The twin's own log obeys the same laws in test_reference_laws.py.
+"""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.simulator.books import keep_books
+from tests.simulator.tables import operator_tables
+
+from fairlead.simulator.cluster import Clusters
+from fairlead.simulator.fleet import Fleet, custom_fleet
+from fairlead.simulator.hardware import device, model
+from fairlead.simulator.outcomes import Outcomes
+from fairlead.simulator.schedulers import SchedulerOptions
+from fairlead.simulator.timing import analytic
+from fairlead.workload.requests import Requests
+
+A100 = analytic(model("llama-3-8b"), device("a100-80g"))
+
+SCHEDULERS = [
+    SchedulerOptions("vllm"),
+    SchedulerOptions("sarathi"),
+    SchedulerOptions("sarathi", watermark=0.1),
+    SchedulerOptions("vllm_v0"),
+    SchedulerOptions("vllm_v0", padded=False),
+    SchedulerOptions("vidur_v1"),
+]
+
+
+def cluster(
+    scheduler: SchedulerOptions, *, longest: int, spare: int, seqs: int, budget: int, block_size: int
+) -> Fleet:
+    """Two replicas of different speed whose memory is short: `spare` blocks beyond the longest request."""
+    least = math.ceil(-(-2 * longest // block_size) * 1.12) + 1
+    return custom_fleet(
+        [A100, operator_tables(tokens=600)],
+        np.full(2, least + spare),
+        token_budget=budget + 2 * longest if scheduler.name == "vllm_v0" else max(budget, seqs),
+        max_num_seqs=seqs,
+        block_size=block_size,
+        routers=2,
+        scheduler=scheduler,
+    )
+
+
+def workload(seed: int, count: int, rate: float, longest: int) -> tuple[Requests, np.ndarray]:
+    draw = np.random.default_rng(seed)
+    # Some come at the same instant.
+    gaps = draw.exponential(1 / rate, count) * (draw.random(count) < 0.9)
+    requests = Requests(
+        np.cumsum(gaps),
+        draw.integers(1, longest, count),
+        draw.integers(1, longest, count),
+        draw.integers(0, 2, count),
+    )
+    return requests, draw.integers(0, 2, count)
+
+
+def in_one_go(fleet: Fleet, requests: Requests, choices: np.ndarray) -> Outcomes:
+    clusters = Clusters([fleet], [requests])
+    for i in range(len(requests)):
+        clusters.observe()
+        clusters.route(choices[i : i + 1])
+    clusters.drain()
+    return clusters.outcomes(0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    scheduler=st.sampled_from(SCHEDULERS),
+    seed=st.integers(0, 2**31),
+    rate=st.floats(0.5, 100.0),
+    longest=st.integers(2, 60),
+    spare=st.integers(0, 40),
+    seqs=st.integers(1, 12),
+    budget=st.integers(1, 100),
+    block_size=st.sampled_from([1, 4, 16]),
+)
+def test_every_iteration_obeys_the_laws_and_leaps_change_nothing(
+    scheduler: SchedulerOptions,
+    seed: int,
+    rate: float,
+    longest: int,
+    spare: int,
+    seqs: int,
+    budget: int,
+    block_size: int,
+) -> None:
+    fleet = cluster(scheduler, longest=longest, spare=spare, seqs=seqs, budget=budget, block_size=block_size)
+    requests, choices = workload(seed, 25, rate, longest)
+    clusters, _ = keep_books(fleet, requests, choices)
+    stepped, leapt = clusters.outcomes(0), in_one_go(fleet, requests, choices)
+    for name in ("scheduled_s", "first_token_s", "finish_s"):
+        np.testing.assert_allclose(getattr(stepped, name), getattr(leapt, name), rtol=1e-9)
+    np.testing.assert_array_equal(stepped.preemptions, leapt.preemptions)
+    assert_causal(leapt)
+    assert_littles_law(leapt)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS, ids=lambda each: each.name)
+def test_the_laws_hold_when_memory_is_so_short_that_work_is_lost(scheduler: SchedulerOptions) -> None:
+    fleet = cluster(scheduler, longest=80, spare=6, seqs=16, budget=64, block_size=4)
+    requests, choices = workload(5, 60, 30.0, 80)
+    _, books = keep_books(fleet, requests, choices)
+    assert sum(sum(each.preempted.values()) for each in books) > 10
+    assert sum(each.lost for each in books) > 100
+    assert sum(each.iterations for each in books) > 200
+
+
+def assert_causal(outcomes: Outcomes) -> None:
+    assert outcomes.scheduled_s is not None
+    assert (outcomes.arrival_s <= outcomes.scheduled_s).all()
+    assert (outcomes.scheduled_s < outcomes.first_token_s).all()
+    later = outcomes.output_tokens > 1
+    assert (outcomes.first_token_s[later] < outcomes.finish_s[later]).all()
+    np.testing.assert_array_equal(outcomes.first_token_s[~later], outcomes.finish_s[~later])
+
+
+def assert_littles_law(outcomes: Outcomes) -> None:
+    """The integral over time of the number in the system is the sum of the times in it."""
+    times = np.concatenate([outcomes.arrival_s, outcomes.finish_s])
+    steps = np.repeat([1, -1], len(outcomes))
+    order = np.argsort(times, kind="stable")
+    area = (np.cumsum(steps[order])[:-1] * np.diff(times[order])).sum()
+    assert area == pytest.approx(outcomes.e2e_s.sum(), rel=1e-9)
