@@ -165,7 +165,7 @@ class Books:
             return True
         if row.scheduler in (SARATHI, VLLM_V0):
             return bool(row.free_blocks - blocks_of(known, row.block_size) < row.watermark)
-        return blocks_of(min(known, row.token_budget - tokens), row.block_size) > row.free_blocks
+        return bool(blocks_of(min(known, row.token_budget - tokens), row.block_size) > row.free_blocks)
 
     def ended(self) -> None:
         """The batch has ended; its tokens are there."""
