@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from fairlead import __version__
-from fairlead.cli import bench, emulate, evaluate, report, scenarios, serve, simulate, train
+from fairlead.cli import bench, calibrate, emulate, evaluate, report, scenarios, serve, simulate, train
 from fairlead.cli.output import say
 from fairlead.errors import FairleadError
 
@@ -42,10 +42,27 @@ app = typer.Typer(
     epilog="Start with: [bold]fairlead scenarios[/bold]. Every command explains itself: "
     "[bold]fairlead train --help[/bold].",
 )
+
+
+def _add(to: typer.Typer, name: str, verb: Callable[..., None], examples: Sequence[str]) -> None:
+    lines = "\n\n".join(f"[bold]{line}[/bold]" for line in examples)
+    to.command(name, help=_reflow(verb), epilog=f"Example:\n\n{lines}")(verb)
+
+
 for _verb in (scenarios, simulate, train, evaluate, report, serve, emulate, bench):
-    _name = _verb.__name__.rpartition(".")[2]
-    _examples = "\n\n".join(f"[bold]{line}[/bold]" for line in _verb.EXAMPLES)
-    app.command(_name, help=_reflow(_verb.command), epilog=f"Example:\n\n{_examples}")(_verb.command)
+    _add(app, _verb.__name__.rpartition(".")[2], _verb.command, _verb.EXAMPLES)
+_calibrate = typer.Typer(help=calibrate.HELP, rich_markup_mode="rich")
+for _name, (_command, _examples) in calibrate.COMMANDS.items():
+    _add(_calibrate, _name, _command, _examples)
+
+
+@_calibrate.callback(invoke_without_command=True)
+def _group(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), nl=False)
+
+
+app.add_typer(_calibrate, name="calibrate", help=calibrate.HELP)
 
 
 @app.callback(invoke_without_command=True)

@@ -111,7 +111,7 @@ def build_fleet(scenario: Scenario) -> Fleet:
         if group.timing is None:
             made: TimingModel = analytic(facts, hardware, group.tensor_parallel, group.slowdown)
         else:
-            made = read_timing(group.timing).scaled(group.slowdown)
+            made = read_timing(group.timing, facts, group.tensor_parallel, engine).scaled(group.slowdown)
         models += [made] * group.count
     return custom_fleet(
         models,

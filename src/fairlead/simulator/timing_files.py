@@ -7,7 +7,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fairlead.errors import FairleadError
+from fairlead.simulator.fitted import read_coefficients
+from fairlead.simulator.hardware import Model
 from fairlead.simulator.tables import StepTable, TimingModel
+from fairlead.simulator.vidur_profile import read_vidur_profile
+from fairlead.workload.scenario import EngineOptions
 from fairlead.workload.timing import FittedTiming, TableTiming, TimingSection
 
 _Grid = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]
@@ -15,8 +19,16 @@ GRID = ("tokens", "sequences", "seconds")
 """The arrays of a table file: the grid's two axes and the times on it."""
 
 
-def read_timing(section: TimingSection) -> TimingModel:
+def read_timing(
+    section: TimingSection, facts: Model, tensor_parallel: int, engine: EngineOptions
+) -> TimingModel:
     """The model that a section describes.
+
+    Args:
+        section: names the files.
+        facts: the model that a replica serves.
+        tensor_parallel: devices per replica.
+        engine: whose limits say how far tables must reach.
 
     Raises:
         FairleadError: naming the file and what is wrong with it.
@@ -24,8 +36,16 @@ def read_timing(section: TimingSection) -> TimingModel:
     if isinstance(section, TableTiming):
         return read_step_table(section.path, section.kv_token_s)
     if isinstance(section, FittedTiming):
-        raise FairleadError("replicas.timing: kind 'fitted' cannot be read yet")
-    raise FairleadError("replicas.timing: kind 'vidur_profile' cannot be read yet")
+        return read_coefficients(section.path)
+    return read_vidur_profile(
+        section.mlp,
+        section.attention,
+        section.all_reduce,
+        facts,
+        tensor_parallel=tensor_parallel,
+        block_size=engine.block_size,
+        max_tokens=max(engine.max_num_batched_tokens, engine.max_num_seqs),
+    )
 
 
 def read_step_table(path: Path, kv_s: float) -> StepTable:

@@ -25,6 +25,8 @@ class VidurProfileTiming(Section):
     """Vidur's mlp.csv: the operators outside attention by number of tokens."""
     attention: FileBeside
     """Vidur's attention.csv."""
+    all_reduce: FileBeside | None = None
+    """Vidur's all_reduce.csv, with tensor parallelism."""
 
 
 class FittedTiming(Section):
@@ -40,5 +42,5 @@ TimingSection = Annotated[
     Field(discriminator="kind"),
 ]
 
-TIMING_FILES = ("mlp", "attention")
+TIMING_FILES = ("mlp", "attention", "all_reduce")
 """Keys here that name files, besides `path`: their content counts in a scenario's hash."""
