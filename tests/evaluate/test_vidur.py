@@ -44,6 +44,11 @@ def test_a_stand_in_for_the_scheduler_is_told():
     assert "chat-equal" in note
 
 
+def test_what_counts_differently_in_the_prompt_batches_of_vllm_v0_is_told():
+    (note,) = vidur.notes([EQUAL.replace(engine={"scheduler": "vllm_v0"})])
+    assert "longest times their number" in note
+
+
 def test_without_vidur_nothing_is_written(tmp_path: Path, monkeypatch):
     def missing() -> None:
         raise FairleadError("the simulator Vidur is not installed")

@@ -13,6 +13,7 @@ from fairlead.section import Section
 from fairlead.simulator.capacity import capacity_rps
 from fairlead.simulator.fleet import Fleet, build_fleet
 from fairlead.simulator.outcomes import Outcomes
+from fairlead.simulator.schedulers import VIDUR_WATERMARK
 from fairlead.simulator.timing import Coefficients
 from fairlead.vidur.ledger import Ledger
 from fairlead.vidur.offline import VERSION, Hooks, VidurCluster, VidurReplica, VidurRun, check_installed
@@ -41,7 +42,7 @@ _SIMULATED = {
         "gpu_memory_utilization",
         "num_gpu_blocks",
     ),
-    "Workload": ("arrivals", "lengths", "max_tokens"),
+    "Workload": ("arrivals", "lengths", "sessions", "trace", "max_tokens"),
     "ViewOptions": ("scrape_interval_s", "speeds_declared"),
 }
 """The keys of a scenario that have an effect in Vidur too; all others must have their default."""
@@ -81,17 +82,25 @@ def _check_section(section: Section, where: str) -> None:
 def notes(scenarios: Sequence[Scenario]) -> list[str]:
     """What a reader of the results must know: where the two simulators are not given the same."""
     found = []
-    stood_in = [s.name for s in scenarios if _scheduler(s) == "vllm"]
+    stood_in = [s.name for s in scenarios if s.engine.scheduler == "vllm"]
     if stood_in:
         found.append(
             f"Vidur has no scheduler like vLLM V1: its sarathi, with max_num_batched_tokens as the chunk, "
             f"stands in for it in {', '.join(stood_in)}"
         )
+    if any(s.engine.scheduler == "vllm_v0" for s in scenarios):
+        found.append(
+            f"the limit on a batch of prompts is their sum in Vidur {VERSION}; Fairlead's vllm_v0 counts the "
+            "longest times their number, as older versions did"
+        )
     return found
 
 
-def _scheduler(scenario: Scenario) -> str:
-    return str(getattr(scenario.engine, "scheduler", "vllm"))
+def _watermark(scenario: Scenario) -> float:
+    """Share of the blocks that admission leaves free; vLLM V1 has none, so its stand-in gets none."""
+    if scenario.engine.scheduler == "vllm":
+        return 0.0
+    return VIDUR_WATERMARK if scenario.engine.watermark is None else scenario.engine.watermark
 
 
 def simulate(
@@ -111,7 +120,7 @@ def simulate(
     assert not isinstance(entry.router, Lookahead)
     found = []
     for seed, each in zip(seeds, arrivals, strict=True):
-        hooks = _Observed(entry.router, fleet, scenario.view.scrape_interval_s, seed)
+        hooks = _Observed(entry.router, fleet, each, seed)
         run = VidurRun(cluster, each, hooks.choose, hooks)
         run.run()
         found.append(run.outcomes())
@@ -120,7 +129,7 @@ def simulate(
 
 def _cluster(scenario: Scenario, fleet: Fleet, arrivals: Sequence[Requests]) -> VidurCluster:
     longest = max(int((each.prompt_tokens + each.output_tokens).max(initial=1)) for each in arrivals)
-    scheduler = SCHEDULERS[_scheduler(scenario)]
+    scheduler = SCHEDULERS[scenario.engine.scheduler]
     tables: dict[Hashable, VidurTables] = {}
     replicas = []
     for r, blocks in enumerate(fleet.kv_blocks.tolist()):
@@ -138,17 +147,18 @@ def _cluster(scenario: Scenario, fleet: Fleet, arrivals: Sequence[Requests]) -> 
         fleet.token_budget,
         fleet.max_num_seqs,
         fleet.block_size,
-        watermark=float(getattr(scenario.engine, "watermark", 0.0)),
+        watermark=_watermark(scenario),
     )
 
 
 class _Observed(Hooks):
     """A router of ours inside Vidur: keeps its ledger, scrapes, asks."""
 
-    def __init__(self, router: Router, fleet: Fleet, interval_s: float, seed: int) -> None:
-        self.router, self.interval_s = router, interval_s
+    def __init__(self, router: Router, fleet: Fleet, requests: Requests, seed: int) -> None:
+        self.router = router
         self.ledger = Ledger(fleet)
-        self.next_scrape_s = interval_s
+        self.interval_s = self.next_scrape_s = fleet.scrape_interval_s
+        self.sessions = requests.session
         router.reset(1, fleet.num_replicas, seed)
 
     def started(self, schedulers: Sequence[Any], requests: Sequence[Any]) -> None:
@@ -164,7 +174,8 @@ class _Observed(Hooks):
         self.ledger.batch_ended(replica, batch)
 
     def choose(self, now_s: float, request: Any) -> int:
-        view = self.ledger.view(now_s, request.num_prefill_tokens)
+        session = 0 if self.sessions is None else int(self.sessions[request.number])
+        view = self.ledger.view(now_s, request.num_prefill_tokens, session)
         replica = int(self.router.route(view)[0])
         self.ledger.routed(request.number, replica, now_s, request.num_prefill_tokens)
         return replica

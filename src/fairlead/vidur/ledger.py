@@ -111,7 +111,7 @@ class Ledger:
             )
         self.scraped_s = at_s
 
-    def view(self, now_s: float, prompt_tokens: int) -> View:
+    def view(self, now_s: float, prompt_tokens: int, session: int = 0) -> View:
         """What the router sees when a request arrives; once per request."""
         mean = (PRIOR_OUTPUT_TOKENS * PRIOR_WEIGHT + self.finished_tokens) / (PRIOR_WEIGHT + self.finished)
         blend = 1.0 - math.exp(-(now_s - self.decided_s) / LOAD_HORIZON_S)
@@ -127,7 +127,7 @@ class Ledger:
             "prompt_tokens": prompt_tokens,
             "max_tokens": self.fleet.max_tokens,
             "expected_output_tokens": mean,
-            "session": 0.0,
+            "session": session,
         }
         return View(np.array([rows]), np.array([_ordered(REQUEST_COLUMNS, request)]))
 
