@@ -114,7 +114,7 @@ class EnvironmentConfig(Section):
     """The simulated clusters to learn on."""
 
     num_envs: Count = 128
-    """Clusters side by side, a multiple of `group`."""
+    """Clusters side by side, a multiple of `group`; raised where there are more scenarios than groups."""
     group: Count = 8
     """Clusters that see the same arrivals, so that they differ by routing alone."""
     imitation_envs: Count = 32

@@ -92,7 +92,8 @@ def train(
         length = config.ppo.rollout_steps * config.ppo.reset_every
         return RouterVectorEnv(
             scenarios,
-            num_envs=num_envs,
+            # Groups are dealt the scenarios in turn: with fewer groups, the last ones would never be seen.
+            num_envs=max(num_envs, group * len(scenarios)),
             group=group,
             episode_requests=length,
             load=settings.load,
