@@ -71,8 +71,10 @@ def first_problem(error: ValidationError, where: str) -> FairleadError:
 def _key_parts(location: tuple[int | str, ...]) -> list[str]:
     """The path of a key as a user wrote it: without the kind that pydantic inserts after a tagged union."""
     tagged = ("arrivals", "lengths", "timing", "starts", "turns")
-    before = ("", *location)
-    return [str(part) for part, parent in zip(location, before, strict=False) if parent not in tagged]
+    # A key that is tagged itself, and lists of tagged sections.
+    kinds = {i + 1 for i, part in enumerate(location) if part in tagged}
+    kinds |= {i + 2 for i, part in enumerate(location) if part == "faults"}
+    return [str(part) for i, part in enumerate(location) if i not in kinds]
 
 
 def _lower_first(text: str) -> str:

@@ -18,6 +18,7 @@ METRICS = {
     "throughput_rps",
     "goodput_rps",
     "imbalance",
+    "retries_mean",
 }
 RUN = ("simulate", "--scenario", "uniform-lengths", "--requests", "200")
 

@@ -37,6 +37,7 @@ def test_round_trip(tmp_path: Path, configuration: Configuration) -> None:
         "first_token_s",
         "finish_s",
         "preemptions",
+        "retries",
     ):
         expected = np.concatenate([getattr(outcomes(seed), name) for seed in (10, 11)])
         np.testing.assert_array_equal(found[name], expected)  # to the last bit
@@ -47,7 +48,7 @@ def test_round_trip(tmp_path: Path, configuration: Configuration) -> None:
     assert file.metadata.num_row_groups == 4  # written run by run, never gathered in memory
     assert file.schema_arrow.names == [
         *("scenario", "load", "router", "seed", "request", "arrival_s", "prompt_tokens", "output_tokens"),
-        *("replica", "first_token_s", "finish_s", "preemptions"),
+        *("replica", "first_token_s", "finish_s", "preemptions", "retries"),
     ]
 
 

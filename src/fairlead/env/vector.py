@@ -23,6 +23,8 @@ from fairlead.simulator.cluster import Clusters
 from fairlead.simulator.fleet import build_fleet
 from fairlead.view.features import NUM_FEATURES, features_batch
 from fairlead.view.preference import DEFAULT_FAVOR, check_favor, weights
+from fairlead.view.privilege import EVERYTHING, NOTHING
+from fairlead.view.schema import AVAILABLE
 from fairlead.workload.requests import Requests
 from fairlead.workload.scenario import Scenario, check_load, generate
 
@@ -37,7 +39,8 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
     """Routes every arriving request of K simulated clusters to one of their R replicas.
 
     STATE: the features of the view (`fairlead.view.features`), (R, F) float32 per cluster.
-    ACTIONS: a replica, in [0, R). Every request is served; there is no drop action.
+    ACTIONS: a replica, in [0, R). Every request is served; there is no drop action. A replica that is not
+        available (the feature says so) refuses the connection: the next one that is available takes over.
     REWARD: `sojourn` (`fairlead.env.rewards`), minus weighted request-seconds between two arrivals, or
         `hybrid`.
     EPISODE: `episode_requests` decisions from an empty cluster, then truncated; the next episode has new
@@ -133,7 +136,8 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
         return np.repeat(draws, self.group)
 
     def _requests(self, g: int) -> Requests:
-        # One more than is routed: the last observation of an episode is that of the next arrival.
+        # One more than is routed, because the last observation of an episode is that of the next decision.
+        # Where requests are lost and decided anew, an episode ends before the last of them have arrived.
         seed = int(rng.word(self._seed, "episode", self._episode, g))
         rate = float(self.loads[g * self.group]) * self._capacity[g]
         return generate(
@@ -156,6 +160,7 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
         self._reward = make_reward(
             self.reward_config, objectives, self._reward_log, self._shadow(requests), self.group
         )
+        self._decisions = 0
         self._episode += 1
 
     def _shadow(self, requests: list[Requests]) -> Shadow | None:
@@ -191,21 +196,32 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
     def step(
         self, actions: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.float32], Floats, npt.NDArray[np.bool_], npt.NDArray[np.bool_], dict[str, Any]]:
-        """Route one request in each cluster and go on to the next arrival."""
+        """Route one request in each cluster and go on to the next decision."""
         before = self.clusters.state.clusters["now"].copy()
-        actions = np.ascontiguousarray(actions, np.int64)
+        actions = self._connected(np.ascontiguousarray(actions, np.int64))
         self.clusters.route(actions)
         self._reward.routed()
         observation = self._observe()
         elapsed = self.clusters.state.clusters["now"] - before
         reward, terminated = self._judge(actions, elapsed)
         info: dict[str, Any] = {"elapsed_s": elapsed}
-        ended = bool(self.clusters.remaining == 1 or terminated.any())
+        self._decisions += 1
+        ended = bool(self._decisions == self.episode_requests or terminated.any())
         if ended:
             info["final_obs"] = observation
             self._begin_episode()
             observation = self._observe()
         return observation, reward, terminated, ended & ~terminated, info
+
+    def _connected(self, actions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The actions, each turned to the next available replica, as a refused connection would be."""
+        available = self.clusters.view.replicas[..., AVAILABLE] != 0.0
+        if available.all() or actions.min() < 0 or actions.max() >= self.clusters.R:
+            return actions
+        rows = np.arange(len(actions))[:, None]
+        in_turn = (actions[:, None] + np.arange(self.clusters.R)) % self.clusters.R
+        first = available[rows, in_turn].argmax(1)
+        return np.ascontiguousarray(in_turn[rows[:, 0], first])
 
     def _judge(
         self, actions: npt.NDArray[np.int64], elapsed_s: Floats
@@ -248,10 +264,14 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
         self._crossings = np.zeros(len(MONITORS))
         return dict(zip(self.statistic_names, numbers, strict=True)), totals
 
-    def teacher_costs(self, w_ttft: float | None = None, w_e2e: float | None = None) -> Floats:
+    def teacher_costs(
+        self, w_ttft: float | None = None, w_e2e: float | None = None, *, privileged: bool = False
+    ) -> Floats:
         """Lookahead's added cost of each choice for the requests at hand, (K, R).
 
-        Without weights each cluster is judged by its own point on the dial.
+        Without weights each cluster is judged by its own point on the dial. A privileged teacher sees the
+        true state of the simulator: speeds, lengths, and what other routers have sent. A replica that is not
+        available costs a little more than the worst of the others.
         """
         if self._scratch is None:
             self._scratch = forecast.scratch_for(self.clusters.state)
@@ -259,5 +279,10 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
             self.weights if w_ttft is None or w_e2e is None else np.tile((w_ttft, w_e2e), (self.num_envs, 1))
         )
         out = np.empty((self.num_envs, self.clusters.R))
-        forecast.added_costs_all(self.clusters.state, self._scratch, pairs, out)
+        knows = EVERYTHING if privileged else NOTHING
+        forecast.added_costs_all(self.clusters.state, self._scratch, pairs, knows, out)
+        away = np.isinf(out)
+        if away.any():
+            worst = np.where(away, -np.inf, out).max(1, keepdims=True) + 1.0
+            out = np.where(away, worst, out)
         return out

@@ -37,6 +37,7 @@ SCHEMA = pa.schema(
         ("first_token_s", pa.float64()),
         ("finish_s", pa.float64()),
         ("preemptions", pa.int32()),
+        ("retries", pa.int32()),
     ]
 )
 

@@ -14,6 +14,7 @@ LABELS: dict[str, str] = {
     "throughput_rps": "throughput",
     "goodput_rps": "goodput",
     "imbalance": "imbalance",
+    "retries_mean": "retries per request",
 }
 """The short name of each metric."""
 

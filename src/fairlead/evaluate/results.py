@@ -120,6 +120,7 @@ class Row(Record):
     throughput_rps: float
     goodput_rps: float
     imbalance: float
+    retries_mean: float = 0.0
 
     def metric(self, name: str) -> float:
         """The metric called `name`."""

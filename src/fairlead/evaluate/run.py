@@ -20,22 +20,27 @@ def _run_compiled(
     scratch: State,
     code: int,
     weights: tuple[float, float],
+    knows: int,
     count: int,
     columns: int,
     words: npt.NDArray[np.uint64],
 ) -> None:
-    """All clusters from first arrival to last completion under one compiled router."""
+    """All clusters from first arrival to last completion under one compiled router.
+
+    Where several routers share a cluster, each takes turns of its own.
+    """
     for index in prange(state.clusters.shape[0]):
         c = signed(index)
         replicas = np.empty((count, columns))
         request = np.empty(NUM_REQUEST_COLUMNS)
         scores = np.empty(count)
-        for turn in range(state.requests.shape[1]):
-            sim.observe_one(state, c, replicas, request)
+        while sim.observe_one(state, c, replicas, request):
+            router = state.requests[c, state.clusters[c].at_hand].router
             if code == heuristics.LOOKAHEAD:
-                forecast.added_costs(state, c, scratch, weights[0], weights[1], scores)
+                forecast.added_costs(state, c, scratch, weights[0], weights[1], knows, scores)
                 action = heuristics.least(scores, words[c])
             else:
+                turn = state.routers[c, router].decisions
                 action = heuristics.choose(code, replicas, request, turn, words[c], scores)
             sim.route_one(state, c, count, action)
         sim.drain_one(state, c, count)
@@ -61,12 +66,16 @@ def run(
             forecast.scratch_for(clusters.state) if lookahead else forecast.NO_SCRATCH,
             router.code,
             router.weights,
+            router.knows,
             clusters.R,
             clusters.view.replicas.shape[2],
             heuristics.random_states(seed, clusters.K),
         )
         return
     router.reset(clusters.K, clusters.R, seed)
-    for _ in range(clusters.N):
-        clusters.route(router.route(clusters.observe()))
+    while True:
+        view = clusters.observe()
+        if clusters.done:
+            break
+        clusters.route(router.route(view))
     clusters.drain()

@@ -31,6 +31,7 @@ LOWER_IS_BETTER: dict[str, bool] = {
     "throughput_rps": False,
     "goodput_rps": False,
     "imbalance": True,
+    "retries_mean": True,
 }
 """Which way each metric of `fairlead.simulator.metrics.METRICS` is good."""
 

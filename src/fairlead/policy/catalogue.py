@@ -1,5 +1,6 @@
 """Routers by name: what the command line and the tournament accept."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -8,6 +9,13 @@ from fairlead.errors import FairleadError
 from fairlead.policy.heuristics import DESCRIPTIONS, HEURISTICS, Heuristic, Lookahead
 from fairlead.policy.router import Router
 from fairlead.view.preference import DEFAULT_FAVOR, check_favor, weights
+from fairlead.view.privilege import EVERYTHING, NOTHING, TRUE_LENGTHS
+
+PRIVILEGED: Mapping[str, int] = {
+    "lookahead:true-lengths": TRUE_LENGTHS,
+    "lookahead:privileged": EVERYTHING,
+}
+"""Bounds that no router can reach: `lookahead` told what a router cannot know, by name."""
 
 ALL_HEURISTICS: tuple[str, ...] = tuple(DESCRIPTIONS)
 """Every router that needs no training, `lookahead` included."""
@@ -27,7 +35,7 @@ class Entry:
 
 
 def find_router(text: str, favor: float | None = None) -> Entry:
-    """The router that `text` names: a heuristic, `lookahead`, or the path of an exported policy.
+    """The router that `text` names: a heuristic, `lookahead` (or a bound), or the path of an exported policy.
 
     `@0.8` at the end sets the dial of lookahead or of a policy (0 favors E2E, 1 favors TTFT) and becomes
     part of the name; without it the dial is `favor`.
@@ -44,12 +52,13 @@ def find_router(text: str, favor: float | None = None) -> Entry:
             raise FairleadError(f"{base} has no dial: write {base} instead of {text}")
         return Entry(base, "heuristic", DESCRIPTIONS[base], Heuristic(base))
     chosen = _dial(text, dial) if at else check_favor(DEFAULT_FAVOR if favor is None else favor)
-    if base == "lookahead":
+    if base == "lookahead" or base in PRIVILEGED:
         w_ttft, w_e2e = weights(chosen)
-        router = Lookahead(w_ttft, w_e2e)
-        return Entry(text, "lookahead", f"weights {w_ttft:.3g} TTFT : {w_e2e:.3g} E2E", router)
+        router = Lookahead(w_ttft, w_e2e, PRIVILEGED.get(base, NOTHING))
+        unreachable = ", told what no router can know: unreachable" if base in PRIVILEGED else ""
+        return Entry(text, "lookahead", f"weights {w_ttft:.3g} TTFT : {w_e2e:.3g} E2E{unreachable}", router)
     if not base.endswith(".onnx"):
-        known = ", ".join(ALL_HEURISTICS)
+        known = ", ".join([*ALL_HEURISTICS, *PRIVILEGED])
         raise FairleadError(
             f"unknown router {base!r}: known are {known}, or the path of a policy ending in .onnx"
         )

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from fairlead import rng
 from fairlead.compiled import njit
 from fairlead.errors import FairleadError
+from fairlead.view.privilege import NOTHING
 from fairlead.view.schema import (
     AVAILABLE,
     CONTEXT_TOKENS,
@@ -181,6 +182,7 @@ class Heuristic:
 
     weights = (0.0, 0.0)
     """Only `Lookahead` weighs."""
+    knows = NOTHING
 
     def __init__(self, name: str) -> None:
         """Looks the heuristic up.
@@ -218,6 +220,10 @@ class Lookahead:
     name = "lookahead"
     code = LOOKAHEAD
 
-    def __init__(self, w_ttft: float = 3.0, w_e2e: float = 1.0) -> None:
-        """Weights of the objective w_ttft * TTFT + w_e2e * E2E, summed over requests."""
+    def __init__(self, w_ttft: float = 3.0, w_e2e: float = 1.0, knows: int = NOTHING) -> None:
+        """Weights of the objective w_ttft * TTFT + w_e2e * E2E, summed over requests.
+
+        `knows` adds up what the forecast is told that no router can know (`view.privilege`).
+        """
+        self.knows = knows
         self.weights = (float(w_ttft), float(w_e2e))

@@ -1,7 +1,10 @@
 """K clusters of R replicas, advanced together from decision to decision.
 
-The loop is: `observe` (everything up to the next arrival happens, the view is written), `route`
-(the waiting request goes to the chosen replica), and so on until `drain`.
+The loop is: `observe` (everything up to the next decision happens, the view is written), `route`
+(the request at hand goes to the chosen replica), and so on until no cluster is `deciding`; then `drain`.
+
+Without faults there is one decision for each arrival. A request whose replica dies is decided anew, so that
+clusters in lock-step may differ in their number of decisions: one that has none left idles.
 """
 
 import math
@@ -14,14 +17,15 @@ import numpy.typing as npt
 from fairlead import rng
 from fairlead.compiled import njit, prange, signed
 from fairlead.errors import FairleadError
-from fairlead.simulator import engine, ledger
+from fairlead.simulator import engine, ledger, outage
 from fairlead.simulator.batch_time import NO_TABLE, pack
 from fairlead.simulator.batching import longest_request
 from fairlead.simulator.fleet import Fleet
 from fairlead.simulator.outcomes import Outcomes
-from fairlead.simulator.state import State, clear, new_state
+from fairlead.simulator.state import NONE, State, clear, new_state, no_events
 from fairlead.simulator.tables import Limits, OperatorTables, StepTable
 from fairlead.view.schema import NUM_REPLICA_COLUMNS, NUM_REQUEST_COLUMNS, View
+from fairlead.workload.faults import Faults
 from fairlead.workload.requests import Requests
 
 _WORTH_A_THREAD = 16
@@ -79,6 +83,8 @@ class Clusters:
         places = [NO_TABLE if t is None else _place(t, self._tables) for t in fleet.tables]
         state.replicas["table"][rows] = np.tile(places, width)
         state.static[rows] = np.tile(fleet.static, (width, 1))
+        first = np.repeat(np.arange(rows.start, rows.stop, self.R), self.R)
+        state.replicas["declared"][rows] = first + np.tile(fleet.declared, width)
         state.replicas["kv_blocks"][rows] = np.tile(fleet.kv_blocks, width)
         state.replicas["token_budget"][rows] = fleet.token_budget
         state.replicas["max_seqs"][rows] = fleet.max_num_seqs
@@ -105,6 +111,9 @@ class Clusters:
             state.requests["prompt"][rows] = arrivals.prompt_tokens
             state.requests["output"][rows] = arrivals.output_tokens
             state.requests["router"][rows] = 0 if arrivals.router is None else arrivals.router
+            estimate = arrivals.prompt_tokens if arrivals.estimate is None else arrivals.estimate
+            state.requests["estimate"][rows] = estimate
+        self._load_faults([arrivals.faults for arrivals in requests])
         words = [rng.word(seed, "cluster", c) for c in range(self.K)]
         state.clusters["random"] = np.array(words, np.uint64)
 
@@ -116,29 +125,72 @@ class Clusters:
                 tokens = max(int(replica.token_budget), int(replica.max_seqs))
                 self._tables[replica.table].check(Limits(tokens, int(replica.max_seqs), longest))
 
+    def _load_faults(self, faults: Sequence[Faults | None]) -> None:
+        """The events of each group; the last one, at infinity, is never reached."""
+        room = 1 + max(0 if each is None else len(each) for each in faults)
+        if room > self.state.events.shape[1]:
+            self.state = self.state._replace(events=no_events(self.K, room))
+        events = self.state.events
+        events["time"] = np.inf
+        for g, each in enumerate(faults):
+            if each is None:
+                continue
+            each.check(self.R)
+            rows = slice(g * self.group, (g + 1) * self.group)
+            for field, column in zip(
+                ("time", "replica", "pace", "up"),
+                (each.time_s, each.replica, each.pace, each.up),
+                strict=True,
+            ):
+                events[field][rows, : len(each)] = column
+
     @property
-    def remaining(self) -> int:
-        """Requests not yet routed, in each cluster."""
-        return self.N - int(self.state.clusters["next_request"][0])
+    def deciding(self) -> npt.NDArray[np.bool_]:
+        """(K,) whether a request is at hand, as of the last `observe`."""
+        at_hand: npt.NDArray[np.int64] = self.state.clusters["at_hand"]
+        return at_hand != NONE
+
+    @property
+    def done(self) -> bool:
+        """Whether no cluster has a decision left, as of the last `observe`."""
+        return not self.deciding.any()
 
     def observe(self) -> View:
-        """Let everything up to the next arrival happen; the view of that moment (reused arrays)."""
+        """Let everything up to the next decision happen; the view of that moment (reused arrays).
+
+        The rows of a cluster that has no decision left stay as they were.
+        """
         advance = observe_all if self.K >= _WORTH_A_THREAD else observe_few
         advance(self.state, self.view.replicas, self.view.request)
         return self.view
 
     def route(self, actions: npt.NDArray[np.int64]) -> None:
-        """Send each cluster's waiting request to replica `actions[c]` (K,).
+        """Send each cluster's request at hand to replica `actions[c]` (K,); clusters without one ignore it.
 
         Raises:
-            FairleadError: if an action is not a replica.
+            FairleadError: if an action is not a replica, or one that is not available.
         """
         if actions.shape != (self.K,) or actions.min() < 0 or actions.max() >= self.R:
             raise FairleadError(f"actions must be ({self.K},) integers in [0, {self.R}), got {actions!r}")
-        route_all(self.state, self.R, actions)
+        refused = route_all(self.state, self.R, actions)
+        if refused != NONE:
+            raise FairleadError(
+                f"cluster {refused} sent a request to replica {actions[refused]}, which is not available: "
+                "choose one whose column `available` is 1"
+            )
 
     def drain(self) -> None:
-        """Run until every routed request has finished."""
+        """Run until every routed request has finished.
+
+        Raises:
+            FairleadError: if a replica dies meanwhile and requests have to be decided anew.
+        """
+        if self.state.events.shape[1] > 1:
+            self.observe()
+            if not self.done:
+                raise FairleadError(
+                    f"cluster {int(np.argmax(self.deciding))} has requests to decide before it can be drained"
+                )
         drain_all(self.state, self.R)
 
     def outcomes(self, c: int) -> Outcomes:
@@ -154,6 +206,7 @@ class Clusters:
             first_token_s=row["first_token"].copy(),
             finish_s=row["finish"].copy(),
             preemptions=row["preemptions"].astype(np.int64),
+            retries=row["retries"].astype(np.int64),
             num_replicas=self.R,
         )
 
@@ -187,13 +240,47 @@ def _check_routers(requests: Requests, routers: int) -> None:
 @njit()
 def observe_one(
     state: State, c: int, replicas: npt.NDArray[np.float64], request: npt.NDArray[np.float64]
-) -> None:
-    """Bring cluster `c` to its next arrival and write its view."""
-    cluster = state.clusters[c]
-    count = replicas.shape[0]
-    cluster.now = state.requests[c, cluster.next_request].arrival
-    advance_cluster(state, c, count, cluster.now)
+) -> bool:
+    """Bring cluster `c` to its next decision and write its view; False if there is none any more."""
+    if not next_decision(state, c, replicas.shape[0]):
+        return False
     ledger.write_view(state, c, replicas, request)
+    return True
+
+
+@njit()
+def next_decision(state: State, c: int, count: int) -> bool:
+    """Let everything happen up to the next moment at which a request can be sent to a replica.
+
+    Requests that were lost come first, then arrivals, both in order of arrival. Events at the same time
+    come before decisions, so that no request is sent to a replica that dies at that very moment.
+    """
+    cluster = state.clusters[c]
+    total = state.requests.shape[1]
+    while True:
+        i = cluster.retry_head
+        if i == NONE and cluster.next_request < total:
+            i = cluster.next_request
+        due = np.inf
+        if i != NONE and cluster.available > 0:
+            due = max(cluster.now, state.requests[c, i].arrival)
+        event = state.events[c, cluster.next_event].time
+        if event < np.inf and event <= due:
+            advance_cluster(state, c, count, event)
+            outage.change(state, c, count)
+            continue
+        if due == np.inf:
+            cluster.at_hand = NONE
+            return False
+        advance_cluster(state, c, count, due)
+        cluster.now = due
+        cluster.at_hand = i
+        while cluster.arrived < total and state.requests[c, cluster.arrived].arrival < due:
+            # It came while no replica was there: it has been waiting, here, since then.
+            cluster.entered += 1
+            cluster.entered_times += state.requests[c, cluster.arrived].arrival
+            cluster.arrived += 1
+        return True
 
 
 @njit()
@@ -220,29 +307,47 @@ def advance_cluster(state: State, c: int, count: int, now: float) -> None:
     if at > cluster.scraped_at:
         for k in range(c * count, (c + 1) * count):
             engine.advance(state, k, c, at)
-            ledger.scrape(state, k)
+            ledger.scrape(state, k, at)
         cluster.scraped_at = at
     for k in range(c * count, (c + 1) * count):
         engine.advance(state, k, c, now)
 
 
 @njit()
-def route_one(state: State, c: int, count: int, action: int) -> None:
-    """Send cluster `c`'s waiting request to its replica `action`."""
+def route_one(state: State, c: int, count: int, action: int) -> bool:
+    """Send cluster `c`'s request at hand, if any, to its replica `action`; False if that is not available."""
     cluster = state.clusters[c]
     k = c * count + action
-    i = cluster.next_request
-    state.requests[c, i].replica = action
+    i = cluster.at_hand
+    if i == NONE:
+        return True
+    if not state.replicas[k].available:
+        return False
+    request = state.requests[c, i]
+    if i == cluster.retry_head:
+        cluster.retry_head = request.next_waiting
+    else:
+        cluster.next_request += 1
+    cluster.at_hand = NONE
+    request.replica = action
+    request.sent = cluster.now
+    state.routers[c, request.router].decisions += 1
     engine.enqueue(state, k, c, i)
     ledger.routed(state, k, c, i)
-    cluster.next_request += 1
+    if i == cluster.arrived:
+        cluster.arrived += 1
+        cluster.awaiting += 1
+        cluster.in_system += 1
     cluster.decided = cluster.now
-    cluster.awaiting += 1 - cluster.first_tokens
-    cluster.in_system += 1 - cluster.finishes
+    cluster.awaiting += cluster.entered - cluster.first_tokens
+    cluster.in_system += cluster.entered - cluster.finishes
+    cluster.entered = 0
+    cluster.entered_times = 0.0
     cluster.first_tokens = 0
     cluster.first_token_times = 0.0
     cluster.finishes = 0
     cluster.finish_times = 0.0
+    return True
 
 
 @njit(parallel=True)
@@ -261,10 +366,12 @@ def observe_few(state: State, replicas: npt.NDArray[Any], request: npt.NDArray[A
 
 
 @njit()
-def route_all(state: State, count: int, actions: npt.NDArray[np.int64]) -> None:
-    """`route_one` for every cluster."""
+def route_all(state: State, count: int, actions: npt.NDArray[np.int64]) -> int:
+    """`route_one` for every cluster, up to the first one whose action is refused: that one, or NONE."""
     for c in range(state.clusters.shape[0]):
-        route_one(state, c, count, actions[c])
+        if not route_one(state, c, count, actions[c]):
+            return c
+    return NONE
 
 
 @njit()
@@ -287,10 +394,15 @@ def waiting_areas(state: State, now: npt.NDArray[np.float64], out: npt.NDArray[n
     """Integrals since the last decision of (requests awaiting their first token, requests in system).
 
     `now` (K,) is the time up to which the clusters were advanced; `out` is (K, 2), in request-seconds.
-    Exact: a count that falls by one at time x contributes (now - x) less than had it not fallen.
+    Exact: a count that falls by one at time x contributes (now - x) less than had it not fallen, and one that
+    rises contributes (now - x) more. A request that is lost after its first token takes that event back: it
+    has been waiting for its first token all along.
     """
     for c in range(state.clusters.shape[0]):
         cluster = state.clusters[c]
         span = now[c] - cluster.decided
+        entered = cluster.entered * now[c] - cluster.entered_times
         out[c, 0] = cluster.awaiting * span - cluster.first_tokens * now[c] + cluster.first_token_times
         out[c, 1] = cluster.in_system * span - cluster.finishes * now[c] + cluster.finish_times
+        out[c, 0] += entered
+        out[c, 1] += entered

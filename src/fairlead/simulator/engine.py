@@ -51,9 +51,8 @@ def advance(state: State, k: int, c: int, until: float) -> None:
 def enqueue(state: State, k: int, c: int, i: int) -> None:
     """Hand request `i` to replica `k` at the cluster's present time."""
     replica = state.replicas[k]
-    request = state.requests[c, i]
     if not replica.busy and replica.running + replica.waiting == 0:
-        replica.clock = request.arrival
+        replica.clock = state.clusters[c].now
     push_waiting(state, k, c, i)
 
 

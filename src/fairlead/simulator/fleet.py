@@ -44,10 +44,14 @@ class Fleet:
     """How every replica forms its batches."""
     tables: tuple[StepTable | OperatorTables | None, ...] = ()
     """(R,) the table that a replica runs by, if it does; replicas that are alike share one object."""
+    declared: tuple[int, ...] = ()
+    """(R,) the replica that each is said to be as fast as: itself, unless speeds are not declared."""
 
     def __post_init__(self) -> None:
-        """No tables stands for none on any replica."""
-        object.__setattr__(self, "tables", self.tables or (None,) * len(self.kv_blocks))
+        """No tables stands for none on any replica; all speeds are declared unless it is said otherwise."""
+        size = len(self.kv_blocks)
+        object.__setattr__(self, "tables", self.tables or (None,) * size)
+        object.__setattr__(self, "declared", self.declared or tuple(range(size)))
 
     def model(self, replica: int) -> TimingModel:
         """How long the iterations of one replica take."""
@@ -67,6 +71,7 @@ class Fleet:
             kv_blocks=self.kv_blocks[rows],
             static=self.static[rows],
             tables=self.tables[rows],
+            declared=(),
             routers=1,
         )
 
@@ -148,9 +153,9 @@ def custom_fleet(
     models = [_as_model(row) for row in timing]
     nominal = np.array([nominal_iteration_s(row) for row in models])
     reference = int(np.argmin(nominal))
-    declared = models if speeds_declared else [models[reference]] * len(models)
+    declared = range(len(models)) if speeds_declared else [reference] * len(models)
     static = np.empty((len(models), STATIC_COLUMNS))
-    for r, row in enumerate(declared):
+    for r, row in enumerate(models[like] for like in declared):
         static[r] = (
             nominal[reference] / nominal_iteration_s(row),
             prefill_tokens_per_s(row, token_budget),
@@ -170,6 +175,7 @@ def custom_fleet(
         routers,
         scheduler,
         tuple(None if isinstance(row, Coefficients) else row for row in models),
+        tuple(declared),
     )
 
 

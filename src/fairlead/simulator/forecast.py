@@ -2,12 +2,16 @@
 
 For each replica, its requests are simulated to completion with and without the new one, with expected
 output lengths and no further arrivals; the difference in w_ttft * TTFT + w_e2e * E2E, summed over all
-requests that it touches, is the added cost of that choice. Only what the ledger knows is used: which
-requests are in flight, their prompts, what they streamed, and the declared iteration-time model; not
-their true lengths, nor how far a prompt without a first token has come.
+requests that it touches, is the added cost of that choice.
+
+By default only what the router at hand knows is used: its own requests in flight, in the order in which they
+arrived, what it takes their prompts for, what they streamed, and the iteration-time model that is declared
+to it. Not: other routers' requests, true lengths, true speeds, or how far a prompt without a first token
+has come. `view.privilege` lists what a forecast may be told beyond that, as a bound or as a teacher.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +21,9 @@ from fairlead.simulator import engine, ledger
 from fairlead.simulator.batch_time import Tables
 from fairlead.simulator.batching import blocks_of, longest_request, push_waiting
 from fairlead.simulator.state import NEVER, State, new_state
+from fairlead.view.privilege import ALL_REQUESTS, ENGINE_STATE, TRUE_LENGTHS, TRUE_SPEEDS
+
+ANY_ROUTER = -1
 
 NO_SCRATCH = new_state(1, 1, 1, 1, 1)
 """For those who make no forecast."""
@@ -30,17 +37,28 @@ def scratch_for(state: State) -> State:
 
 
 @njit()
-def _add_request(scratch: State, c: int, i: int, prompt: int, streamed: int, remaining: float) -> None:
-    """Put request `i` of the scratch replica: `streamed` tokens so far, `remaining` expected to come."""
-    replica = scratch.replicas[c]
+def _set_request(scratch: State, c: int, i: int, prompt: int, streamed: int, remaining: float) -> None:
+    """Request `i` of the scratch replica: `streamed` tokens so far, `remaining` expected to come.
+
+    A prompt or an output that could never fit is taken for the longest one that does.
+    """
     request = scratch.requests[c, i]
-    capacity = longest_request(replica)
+    capacity = longest_request(scratch.replicas[c])
     output = streamed + max(1, round(remaining))
-    request.prompt = prompt
-    request.output = max(streamed + 1, min(output, capacity - prompt + 1))
+    request.prompt = max(1, min(prompt, capacity - streamed))
+    request.output = max(streamed + 1, min(output, capacity - request.prompt + 1))
     request.generated = streamed
     request.first_token = math.nan
     request.finish = math.nan
+
+
+@njit()
+def _add_request(scratch: State, c: int, i: int, prompt: int, streamed: int, remaining: float) -> None:
+    """Put request `i` on the scratch replica: in its batch if it has streamed tokens, else in its queue."""
+    replica = scratch.replicas[c]
+    request = scratch.requests[c, i]
+    _set_request(scratch, c, i, prompt, streamed, remaining)
+    prompt = request.prompt
     need = blocks_of(prompt + streamed - 1, replica.block_size)
     if streamed > 0 and replica.running < replica.max_seqs and need <= replica.free_blocks:
         in_kv = prompt + streamed - 1
@@ -63,8 +81,8 @@ def _add_request(scratch: State, c: int, i: int, prompt: int, streamed: int, rem
 
 
 @njit()
-def _copy_replica(state: State, k: int, c: int, scratch: State) -> int:
-    """The ledger's picture of replica `k` as the scratch replica of cluster `c`; its requests."""
+def _clear(state: State, k: int, c: int, scratch: State, knows: int) -> None:
+    """Make the scratch replica of cluster `c` an empty replica `k`, as fast as that is said to be."""
     source = state.replicas[k]
     replica = scratch.replicas[c]
     replica.token_budget = source.token_budget
@@ -84,34 +102,130 @@ def _copy_replica(state: State, k: int, c: int, scratch: State) -> int:
     # Loops, because array assignments would compile their error messages too.
     for phase in range(scratch.phases.shape[1]):
         scratch.phases[c, phase] = 0
-    replica.table = source.table
     replica.scheduler = source.scheduler
     replica.watermark = source.watermark
     replica.padded = source.padded
     replica.restart_loses_prompt = False
     replica.stalled = False
     replica.partial_first = False
-    replica.pace = 1.0
+    alike = k if knows & TRUE_SPEEDS else source.declared
+    replica.table = state.replicas[alike].table
+    replica.pace = source.pace if knows & TRUE_SPEEDS else 1.0
     for coefficient in range(scratch.timing.shape[1]):
-        scratch.timing[c, coefficient] = state.timing[k, coefficient]
-    waiting = state.requests[c, state.clusters[c].next_request]
-    mean = ledger.expected_output(state.routers[c, waiting.router])
+        scratch.timing[c, coefficient] = state.timing[alike, coefficient]
+
+
+@njit()
+def _remaining(request: Any, streamed: int, mean: float, knows: int) -> float:
+    """Output tokens of a request that are still to come, as far as is known."""
+    if knows & TRUE_LENGTHS:
+        return float(request.output - streamed)
+    return ledger.expected_remaining(mean, streamed)
+
+
+@njit()
+def _prompt(request: Any, knows: int) -> int:
+    return int(request.prompt if knows & TRUE_LENGTHS else request.estimate)
+
+
+@njit()
+def _note(state: State, c: int, scratch: State, count: int, i: int, streamed: int, router: int) -> int:
+    """Remember request `i` for the picture, among `count` others in order of arrival, if it is `router`'s."""
+    if router != ANY_ROUTER and state.requests[c, i].router != router:
+        return count
+    notes = scratch.requests
+    n = count
+    while n > 0 and notes[c, n - 1].source > i:
+        notes[c, n].source = notes[c, n - 1].source
+        notes[c, n].generated = notes[c, n - 1].generated
+        n -= 1
+    notes[c, n].source = i
+    notes[c, n].generated = streamed
+    return count + 1
+
+
+@njit()
+def _copy_ledger(state: State, k: int, c: int, scratch: State, mean: float, knows: int) -> int:
+    """The picture of replica `k` that its router has, in the scratch replica of cluster `c`; its requests."""
+    source = state.replicas[k]
+    router = state.requests[c, state.clusters[c].at_hand].router
+    if knows & ALL_REQUESTS:
+        router = ANY_ROUTER
     count = 0
     for j in range(source.running):
         slot = state.slots[k, j]
-        request = state.requests[c, slot.request]
-        streamed = request.generated if slot.left > 0 else source.tick - slot.zero_tick
-        remaining = ledger.expected_remaining(mean, streamed)
-        _add_request(scratch, c, count, request.prompt, streamed, remaining)
-        count += 1
+        streamed = source.tick - slot.zero_tick
+        if slot.left > 0:
+            streamed = state.requests[c, slot.request].generated
+        count = _note(state, c, scratch, count, slot.request, streamed, router)
     i = source.waiting_head
     for _ in range(source.waiting):
         request = state.requests[c, i]
-        remaining = ledger.expected_remaining(mean, request.generated)
-        _add_request(scratch, c, count, request.prompt, request.generated, remaining)
-        count += 1
+        count = _note(state, c, scratch, count, i, request.generated, router)
         i = request.next_waiting
+    for n in range(count):
+        request = state.requests[c, scratch.requests[c, n].source]
+        streamed = scratch.requests[c, n].generated
+        remaining = _remaining(request, streamed, mean, knows)
+        _add_request(scratch, c, n, _prompt(request, knows), streamed, remaining)
     return count
+
+
+@njit()
+def _copy_engine(state: State, k: int, c: int, scratch: State, mean: float, knows: int) -> int:
+    """Replica `k` as it really is, in the scratch replica of cluster `c`; its requests.
+
+    Prompts are as they are; outputs are expected, unless they are known.
+    """
+    source = state.replicas[k]
+    replica = scratch.replicas[c]
+    replica.clock = max(source.clock, state.clusters[c].now)
+    replica.busy = source.busy
+    replica.duration = source.duration
+    replica.running = source.running
+    replica.prefilling = source.prefilling
+    replica.tick = source.tick
+    replica.kv_tokens = source.kv_tokens
+    replica.free_blocks = source.free_blocks
+    replica.interrupted = source.interrupted
+    replica.stalled = source.stalled
+    replica.partial_first = source.partial_first
+    for phase in range(scratch.phases.shape[1]):
+        scratch.phases[c, phase] = state.phases[k, phase]
+    decoding = source.running - source.prefilling
+    for j in range(source.running):
+        slot = scratch.slots[c, j]
+        was = state.slots[k, j]
+        request = state.requests[c, was.request]
+        streamed = source.tick - was.zero_tick if j < decoding else request.generated
+        slot.zero_tick = was.zero_tick
+        slot.left = was.left
+        slot.chunk = was.chunk
+        slot.blocks = was.blocks
+        slot.router = 0
+        slot.request = j
+        _set_request(scratch, c, j, request.prompt, streamed, _remaining(request, streamed, mean, knows))
+        scratch.requests[c, j].generated = request.generated
+        slot.finish_tick = was.zero_tick + scratch.requests[c, j].output
+        if j < decoding:
+            replica.next_finish = min(replica.next_finish, slot.finish_tick)
+    i = source.waiting_head
+    for n in range(source.running, source.running + source.waiting):
+        request = state.requests[c, i]
+        streamed = request.generated
+        _set_request(scratch, c, n, request.prompt, streamed, _remaining(request, streamed, mean, knows))
+        push_waiting(scratch, c, c, n)
+        i = request.next_waiting
+    return int(source.running + source.waiting)
+
+
+@njit()
+def _copy_replica(state: State, k: int, c: int, scratch: State, mean: float, knows: int) -> int:
+    """Replica `k`, as far as it is known, as the scratch replica of cluster `c`; its requests."""
+    _clear(state, k, c, scratch, knows)
+    if knows & ENGINE_STATE:
+        return _copy_engine(state, k, c, scratch, mean, knows)
+    return _copy_ledger(state, k, c, scratch, mean, knows)
 
 
 @njit()
@@ -129,27 +243,44 @@ def _cost_of_draining(scratch: State, c: int, count: int, now: float, w_ttft: fl
 
 @njit()
 def added_costs(
-    state: State, c: int, scratch: State, w_ttft: float, w_e2e: float, out: npt.NDArray[np.float64]
+    state: State,
+    c: int,
+    scratch: State,
+    w_ttft: float,
+    w_e2e: float,
+    knows: int,
+    out: npt.NDArray[np.float64],
 ) -> None:
-    """Write to `out` (R,) the cost that cluster `c`'s waiting request would add on each replica."""
+    """Write to `out` (R,) the cost that cluster `c`'s waiting request would add on each replica.
+
+    That of a dead one is infinite. `knows` is what the forecast may use: numbers of `view.privilege`.
+    """
     count = out.shape[0]
     cluster = state.clusters[c]
-    new = state.requests[c, cluster.next_request]
+    new = state.requests[c, cluster.at_hand]
     mean = ledger.expected_output(state.routers[c, new.router])
     for r in range(count):
         k = c * count + r
-        n = _copy_replica(state, k, c, scratch)
+        if not state.replicas[k].available:
+            out[r] = np.inf
+            continue
+        n = _copy_replica(state, k, c, scratch, mean, knows)
         without = _cost_of_draining(scratch, c, n, cluster.now, w_ttft, w_e2e)
-        n = _copy_replica(state, k, c, scratch)
-        _add_request(scratch, c, n, new.prompt, 0, mean)
+        n = _copy_replica(state, k, c, scratch, mean, knows)
+        _set_request(scratch, c, n, _prompt(new, knows), 0, _remaining(new, 0, mean, knows))
+        push_waiting(scratch, c, c, n)
         out[r] = _cost_of_draining(scratch, c, n + 1, cluster.now, w_ttft, w_e2e) - without
 
 
 @njit(parallel=True)
 def added_costs_all(
-    state: State, scratch: State, weights: npt.NDArray[np.float64], out: npt.NDArray[np.float64]
+    state: State,
+    scratch: State,
+    weights: npt.NDArray[np.float64],
+    knows: int,
+    out: npt.NDArray[np.float64],
 ) -> None:
     """`added_costs` for every cluster; `weights` is (K, 2), w_ttft and w_e2e, and `out` (K, R)."""
     for index in prange(out.shape[0]):
         c = signed(index)
-        added_costs(state, c, scratch, weights[c, 0], weights[c, 1], out[c])
+        added_costs(state, c, scratch, weights[c, 0], weights[c, 1], knows, out[c])

@@ -64,9 +64,9 @@ def saw_first_token(state: State, k: int, c: int, request: Any) -> None:
     own = state.ledgers[k, request.router]
     cluster = state.clusters[c]
     own.awaiting -= 1
-    own.pending_tokens -= request.prompt
-    own.context_tokens += request.prompt + 1
-    ttft = request.first_token - request.arrival
+    own.pending_tokens -= request.estimate
+    own.context_tokens += request.estimate + 1
+    ttft = request.first_token - request.sent
     if own.ttft_ewma == 0.0:
         own.ttft_ewma = ttft
     else:
@@ -83,7 +83,7 @@ def saw_finish(state: State, k: int, c: int, request: Any) -> None:
     cluster = state.clusters[c]
     own.in_flight -= 1
     own.decoding -= 1
-    own.context_tokens -= request.prompt + request.output
+    own.context_tokens -= request.estimate + request.output
     router.finished += 1
     router.finished_tokens += request.output
     cluster.finishes += 1
@@ -97,13 +97,27 @@ def routed(state: State, k: int, c: int, i: int) -> None:
     own = state.ledgers[k, request.router]
     own.in_flight += 1
     own.awaiting += 1
-    own.pending_tokens += request.prompt
+    own.pending_tokens += request.estimate
     request.next_routed = NONE
     if own.oldest == NONE:
         own.oldest = i
     else:
         state.requests[c, own.newest].next_routed = i
     own.newest = i
+
+
+@njit()
+def lost_all(state: State, k: int) -> None:
+    """Replica `k` has died: nothing is in flight there any more. What was learnt about it stays."""
+    for m in range(state.ledgers.shape[1]):
+        own = state.ledgers[k, m]
+        own.in_flight = 0
+        own.awaiting = 0
+        own.decoding = 0
+        own.pending_tokens = 0
+        own.context_tokens = 0
+        own.oldest = NONE
+        own.newest = NONE
 
 
 @njit()
@@ -119,9 +133,12 @@ def expected_remaining(mean: float, streamed: float) -> float:
 
 
 @njit()
-def scrape(state: State, k: int) -> None:
-    """What the replica's metrics endpoint reports at this moment."""
+def scrape(state: State, k: int, now: float) -> None:
+    """What the replica's metrics endpoint reports at `now`; that of a dead one does not answer."""
     replica = state.replicas[k]
+    if not replica.available:
+        return
+    replica.scraped_at = now
     replica.scraped_running = replica.running
     replica.scraped_waiting = replica.waiting
     replica.scraped_kv_usage = 1.0 - replica.free_blocks / replica.kv_blocks
@@ -131,7 +148,7 @@ def scrape(state: State, k: int) -> None:
 
 @njit()
 def _oldest_wait(state: State, k: int, c: int, m: int, now: float) -> float:
-    """Age of router `m`'s oldest request without a first token (the first routed without one)."""
+    """Age, since it was sent, of router `m`'s oldest request without a first token there."""
     own = state.ledgers[k, m]
     i = own.oldest
     while i != NONE and not math.isnan(state.requests[c, i].first_token):
@@ -140,7 +157,7 @@ def _oldest_wait(state: State, k: int, c: int, m: int, now: float) -> float:
     if i == NONE:
         own.newest = NONE
         return 0.0
-    return now - state.requests[c, i].arrival
+    return now - state.requests[c, i].sent
 
 
 @njit()
@@ -174,7 +191,7 @@ def write_view(
     """Write what the router at hand knows now into `replicas` (R, columns) and `request` (columns,)."""
     cluster = state.clusters[c]
     now = cluster.now
-    waiting = state.requests[c, cluster.next_request]
+    waiting = state.requests[c, cluster.at_hand]
     m = waiting.router
     router = state.routers[c, m]
     mean = expected_output(router)
@@ -200,10 +217,10 @@ def write_view(
         row[schema.SCRAPED_WAITING] = replica.scraped_waiting
         row[schema.SCRAPED_KV_USAGE] = replica.scraped_kv_usage
         row[schema.SCRAPED_PREEMPTIONS] = replica.scraped_new_preemptions
-        row[schema.SCRAPE_AGE_S] = now - cluster.scraped_at
+        row[schema.SCRAPE_AGE_S] = now - replica.scraped_at
         for column in range(state.static.shape[1]):
             row[schema.SPEED + column] = state.static[k, column]
-        row[schema.AVAILABLE] = 1.0
-    request[schema.PROMPT_TOKENS] = waiting.prompt
+        row[schema.AVAILABLE] = 1.0 if replica.available else 0.0
+    request[schema.PROMPT_TOKENS] = waiting.estimate
     request[schema.MAX_TOKENS] = cluster.max_tokens
     request[schema.EXPECTED_OUTPUT_TOKENS] = mean

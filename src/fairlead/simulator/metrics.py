@@ -28,6 +28,7 @@ METRICS: tuple[str, ...] = (
     "throughput_rps",
     "goodput_rps",
     "imbalance",
+    "retries_mean",
 )
 """The names that `summarise` returns, in this order."""
 
@@ -171,5 +172,6 @@ def summarise(
         "throughput_rps": completed.sum() / (end - start),
         "goodput_rps": good.sum() / (end - start),
         "imbalance": arrival_imbalance(outcomes)[window].mean(),
+        "retries_mean": outcomes.retried[window].mean(),
     }
     return {name: float(summary[name]) for name in METRICS}

@@ -30,6 +30,7 @@ class Outcomes:
         preemptions: (N,) how often it lost its KV blocks and was recomputed.
         num_replicas: size of the cluster, idle replicas included.
         scheduled_s: (N,) when it was first part of a batch; None where that was not recorded.
+        retries: (N,) how often its replica died and it began anew elsewhere; None: never.
     """
 
     arrival_s: FloatArray
@@ -41,9 +42,12 @@ class Outcomes:
     preemptions: IntArray
     num_replicas: int
     scheduled_s: FloatArray | None = None
+    retries: IntArray | None = None
 
     def __post_init__(self) -> None:
         """Convert and check the columns."""
+        if self.retries is None:
+            object.__setattr__(self, "retries", np.zeros(np.shape(self.arrival_s), np.int64))
         for name in self._columns():
             dtype = np.float64 if name in _FLOATS else np.int64
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=dtype))
@@ -61,6 +65,7 @@ class Outcomes:
         self._require(self.prompt_tokens >= 1, "prompt_tokens is less than 1")
         self._require(self.output_tokens >= 1, "output_tokens is less than 1")
         self._require(self.preemptions >= 0, "preemptions is negative")
+        self._require(self.retried >= 0, "retries is negative")
         self._require((self.replica >= 0) & (self.replica < self.num_replicas), "replica is out of range")
 
     def _columns(self) -> list[str]:
@@ -86,6 +91,12 @@ class Outcomes:
     def __len__(self) -> int:
         """Number of requests."""
         return len(self.arrival_s)
+
+    @property
+    def retried(self) -> IntArray:
+        """(N,) `retries`, zeros where they were not given."""
+        assert self.retries is not None
+        return self.retries
 
     @property
     def scheduling_delay_s(self) -> FloatArray:

@@ -5,7 +5,8 @@ Tests require the compiled engine to agree with it.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +17,7 @@ from fairlead.simulator.fleet import Fleet
 from fairlead.simulator.reference_replica import InFlight, Iteration, Replica, ReplicaSpec, Slot
 from fairlead.simulator.reference_schedulers import make_replica
 from fairlead.view.schema import NUM_REPLICA_COLUMNS, NUM_REQUEST_COLUMNS, View
+from fairlead.workload.faults import Faults
 from fairlead.workload.requests import Requests
 
 __all__ = [
@@ -44,12 +46,16 @@ class Result:
     """What happened to the N requests of a run."""
 
     replica: npt.NDArray[np.int64]
+    """That served it."""
     scheduled_s: npt.NDArray[np.float64]
     first_token_s: npt.NDArray[np.float64]
     finish_s: npt.NDArray[np.float64]
     preemptions: npt.NDArray[np.int64]
+    retries: npt.NDArray[np.int64]
+    decisions: npt.NDArray[np.int64]
+    """(D,) the request of each decision: each request once, and once more whenever its replica died."""
     view: View | None
-    """What the router saw at the N decisions, if recorded: here K is the decision."""
+    """What the router saw at the D decisions, if recorded: here K is the decision."""
     iterations: list[Iteration] = field(repr=False)
     """In order of start per replica, replica after replica; empty unless recorded."""
 
@@ -87,20 +93,32 @@ class Cluster:
         self.scrape_interval_s = scrape_interval_s
         self.max_tokens = max_tokens
         self.scrapes = [Scrape() for _ in replicas]
-        self.scraped_s = -math.inf
+        self.up = [True for _ in replicas]
+        self.last_scrape_s = -math.inf
+        self.scraped_s = [0.0 for _ in replicas]
+        """When each replica last answered; before that, nothing was all there was to know."""
         self.decided_s = [0.0] * routers
         self.in_flight_ewma = [[0.0 for _ in replicas] for _ in range(routers)]
 
     def advance(self, now_s: float) -> None:
         """Runs all replicas up to `now_s`, stopping at the last scrape on the way."""
         scrape_s = last_multiple(self.scrape_interval_s, now_s)
-        if scrape_s > self.scraped_s:
+        if scrape_s > self.last_scrape_s:
             for r, replica in enumerate(self.replicas):
                 replica.advance(scrape_s)
-                self.scrapes[r] = self.scrape(replica, self.scrapes[r])
-            self.scraped_s = scrape_s
+                if self.up[r]:
+                    self.scrapes[r] = self.scrape(replica, self.scrapes[r])
+                    self.scraped_s[r] = scrape_s
+            self.last_scrape_s = scrape_s
         for replica in self.replicas:
             replica.advance(now_s)
+
+    def change(self, r: int, pace: float, up: bool) -> list[InFlight]:
+        """Replica r, advanced to now, is from now on like this; returns the requests that are lost."""
+        self.replicas[r].pace = pace
+        dies = self.up[r] and not up
+        self.up[r] = up
+        return self.replicas[r].die() if dies else []
 
     def scrape(self, replica: Replica, before: Scrape) -> Scrape:
         """Reads what the engine reports."""
@@ -118,16 +136,16 @@ class Cluster:
         requests = sum(replica.finished[m] for replica in self.replicas)
         return (PRIOR_REQUESTS * PRIOR_OUTPUT_TOKENS + tokens) / (PRIOR_REQUESTS + requests)
 
-    def observe(self, request: InFlight) -> View:
-        """What its router sees when `request` has arrived and is not placed; once per request."""
-        now_s, m = request.arrival_s, request.router
+    def observe(self, request: InFlight, now_s: float) -> View:
+        """What its router sees when `request` is to be placed; once per decision."""
+        m = request.router
         decay = 1.0 - math.exp(-(now_s - self.decided_s[m]) / IN_FLIGHT_TIME_CONSTANT_S)
         self.decided_s[m] = now_s
         average = self.in_flight_ewma[m]
         for r in range(len(self.replicas)):
             average[r] += decay * (len(self.in_flight(r, m)) - average[r])
         rows = [self.row(r, m, now_s) for r in range(len(self.replicas))]
-        columns = [request.prompt_tokens, self.max_tokens, self.expected_output_tokens(m)]
+        columns = [request.estimate, self.max_tokens, self.expected_output_tokens(m)]
         return View(np.array([rows], np.float64), np.array([columns], np.float64))
 
     def in_flight(self, r: int, m: int) -> list[InFlight]:
@@ -145,10 +163,10 @@ class Cluster:
         return [
             len(requests),
             len(silent),
-            sum(request.prompt_tokens for request in silent),
-            sum(request.prompt_tokens + request.generated for request in speaking),
+            sum(request.estimate for request in silent),
+            sum(request.estimate + request.generated for request in speaking),
             sum(max(expected - q.generated, LEAST_REMAINING_SHARE * expected) for q in requests),
-            now_s - min((request.arrival_s for request in silent), default=now_s),
+            now_s - min((request.sent_s for request in silent), default=now_s),
             replica.ttft_ewma_s[m],
             replica.itl_ewma_s[m],
             self.in_flight_ewma[m][r],
@@ -156,13 +174,13 @@ class Cluster:
             scrape.waiting,
             scrape.kv_usage,
             scrape.new_preemptions,
-            now_s - self.scraped_s,
+            now_s - self.scraped_s[r],
             spec.speed,
             spec.prefill_tokens_per_s,
             spec.decode_iteration_s,
             spec.kv_blocks * spec.block_size,
             spec.max_seqs,
-            1.0,
+            float(self.up[r]),
         ]
 
 
@@ -188,7 +206,7 @@ def simulate(
     Args:
         replicas: The cluster. A `Fleet` brings its own scrape interval and limit on the output.
         requests: N requests in order of arrival.
-        choose: Replica of each request (N,), or a router that is asked at each arrival.
+        choose: Replica of each decision in turn, or a router that is asked at each.
         scrape_interval_s: Time between two reads of the engines' metrics, s.
         max_tokens: The limit on the output that the view shows (0: none).
         record_views: Keep what the router saw at each decision.
@@ -196,7 +214,7 @@ def simulate(
 
     Raises:
         FairleadError: if a request does not fit into the KV cache of some replica, or is sent to a
-            replica that does not exist.
+            replica that does not exist or is not available.
     """
     if isinstance(replicas, Fleet):
         scrape_interval_s, max_tokens = replicas.scrape_interval_s, replicas.max_tokens
@@ -213,30 +231,69 @@ def simulate(
         strict=True,
     )
     everyone = [InFlight(i, *row) for i, row in enumerate(columns)]
-    placed: list[int] = []
+    estimates = requests.prompt_tokens if requests.estimate is None else requests.estimate
+    for request, estimate in zip(everyone, estimates.tolist(), strict=True):
+        request.estimate = estimate
+    placed: dict[int, int] = {}
+    decisions: list[int] = []
     views: list[View] = []
-    for request in everyone:
-        cluster.advance(request.arrival_s)
+    for request, now_s in _decisions(cluster, everyone, requests.faults):
         if record_views or callable(choose):
-            views.append(cluster.observe(request))
-        replica = int(choose(views[-1]) if callable(choose) else choose[request.index])
+            views.append(cluster.observe(request, now_s))
+        replica = int(choose(views[-1]) if callable(choose) else choose[len(decisions)])
         if not 0 <= replica < len(replicas):
             raise FairleadError(
                 f"request {request.index} was sent to replica {replica}: use 0 to {len(replicas) - 1}"
             )
-        cluster.replicas[replica].submit(request)
-        placed.append(replica)
+        if not cluster.up[replica]:
+            raise FairleadError(f"request {request.index} was sent to replica {replica}: it is not available")
+        cluster.replicas[replica].submit(request, now_s)
+        placed[request.index] = replica
+        decisions.append(request.index)
     for engine in cluster.replicas:
         engine.advance(math.inf)
     return Result(
-        replica=np.array(placed, np.int64),
+        replica=np.array([placed[request.index] for request in everyone], np.int64),
         scheduled_s=np.array([request.scheduled_s for request in everyone]),
         first_token_s=np.array([request.first_token_s for request in everyone]),
         finish_s=np.array([request.finish_s for request in everyone]),
         preemptions=np.array([request.preemptions for request in everyone], np.int64),
+        retries=np.array([request.retries for request in everyone], np.int64),
+        decisions=np.array(decisions, np.int64),
         view=_stack(views, len(replicas)) if record_views else None,
         iterations=sorted(log or [], key=lambda iteration: iteration.replica),
     )
+
+
+def _decisions(
+    cluster: Cluster, everyone: Sequence[InFlight], faults: Faults | None
+) -> Iterator[tuple[InFlight, float]]:
+    """Each request that is to be placed, and when; the cluster has been advanced to that moment.
+
+    First those that were lost, then those that have arrived, both in order of arrival; but a change that
+    happens at the same time comes before both.
+    """
+    changes: deque[tuple[float, int, float, bool]] = deque()
+    if faults is not None:
+        faults.check(len(cluster.replicas))
+        columns = (faults.time_s, faults.replica, faults.pace, faults.up)
+        changes.extend(zip(*(column.tolist() for column in columns), strict=True))
+    lost: deque[InFlight] = deque()
+    to_come = deque(everyone)
+    now_s = 0.0
+    while True:
+        queue = lost or to_come
+        due_s = max(now_s, queue[0].arrival_s) if queue and any(cluster.up) else math.inf
+        if changes and changes[0][0] <= due_s:
+            now_s, r, pace, up = changes.popleft()
+            cluster.advance(now_s)
+            lost = deque(sorted([*lost, *cluster.change(r, pace, up)], key=lambda request: request.index))
+        elif queue and due_s < math.inf:
+            now_s = due_s
+            cluster.advance(now_s)
+            yield queue.popleft(), now_s
+        else:
+            return
 
 
 def _stack(views: list[View], replicas: int) -> View:

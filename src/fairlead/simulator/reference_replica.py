@@ -63,6 +63,12 @@ class InFlight:
     preemptions: int = 0
     cancelled: bool = False
     """Its client has gone; while it is in a running batch it leaves at that batch's end."""
+    sent_s: float = math.nan
+    """When it was last sent to a replica."""
+    estimate: int = 0
+    """What its router takes the prompt for."""
+    retries: int = 0
+    """How often its replica died."""
 
     @property
     def known(self) -> int:
@@ -128,12 +134,33 @@ class Replica:
         self.ttft_ewma_s = [0.0] * routers
         self.itl_ewma_s = [0.0] * routers
         """As each router saw it."""
+        self.pace = 1.0
+        """Iterations that start now last so many times as long as they should."""
 
-    def submit(self, request: InFlight) -> None:
-        """A request arrives: it joins at the next boundary, which on an idle replica is now."""
+    def submit(self, request: InFlight, now_s: float | None = None) -> None:
+        """A request is sent here, by default when it arrives: it joins at the next boundary.
+
+        On an idle replica that is now.
+        """
+        request.sent_s = request.arrival_s if now_s is None else now_s
         self.waiting.append(request)
         if self.end_s is None:
-            self.boundary_s = max(self.boundary_s, request.arrival_s)
+            self.boundary_s = max(self.boundary_s, request.sent_s)
+
+    def die(self) -> list[InFlight]:
+        """Everything that is here is lost, the iteration under way included; returns the requests."""
+        lost = [*self.running, *self.waiting]
+        for request in lost:
+            request.generated = request.computed = request.chunk = 0
+            request.decoding = False
+            request.scheduled_s = request.first_token_s = math.nan
+            request.retries += 1
+        if self.end_s is not None and self.log is not None:
+            # It never ended.
+            self.log.remove(next(i for i in reversed(self.log) if i.replica == self.index))
+        self.running, self.waiting, self.end_s = [], deque(), None
+        self.free = self.spec.kv_blocks
+        return lost
 
     def cancel(self, request: InFlight) -> None:
         """The client of a request that is here has gone: nothing more is emitted for it.
@@ -254,7 +281,7 @@ class Replica:
         if request.generated == 1:
             request.first_token_s = now_s
             before = self.ttft_ewma_s[request.router]
-            self.ttft_ewma_s[request.router] = ewma(before, now_s - request.arrival_s, TTFT_WEIGHT)
+            self.ttft_ewma_s[request.router] = ewma(before, now_s - request.sent_s, TTFT_WEIGHT)
         if request.generated == request.output_tokens:
             request.finish_s = now_s
             self.leave(request)

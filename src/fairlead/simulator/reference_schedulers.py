@@ -41,12 +41,18 @@ class Reserving(Replica):
         """Frees what a request holds."""
         self.free += self.held.pop(request.index)
 
+    def die(self) -> list[InFlight]:
+        """No request holds anything any more."""
+        self.held = {}
+        return super().die()
+
     def give_up(self, request: InFlight) -> None:
         """Preempts a request: it will be recomputed, ahead of all that wait."""
         self.leave(request)
         if not request.decoding and self.spec.scheduler.restart_loses_prompt:
             lost = request.known - request.computed
             request.prompt_tokens -= lost
+            request.estimate -= lost
             request.output_tokens += lost
         request.computed = 0
         request.chunk = 0

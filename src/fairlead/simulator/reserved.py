@@ -55,6 +55,7 @@ def lose_prompt(state: State, k: int, c: int, i: int, computed: int) -> None:
     own = state.ledgers[k, request.router]
     lost = request.prompt + request.generated - computed
     request.prompt -= lost
+    request.estimate -= lost
     request.output += lost
     if request.generated == 0:
         own.pending_tokens -= lost

@@ -18,17 +18,21 @@ NEVER = np.iinfo(np.int64).max
 REQUEST = np.dtype(
     [
         ("arrival", "f8"),
+        ("sent", "f8"),  # when it was last routed
         ("scheduled", "f8"),  # when it was first in a batch; NaN until it happened
         ("first_token", "f8"),  # NaN until it happened
         ("finish", "f8"),  # NaN until it happened
         ("prompt", "i4"),
+        ("estimate", "i4"),  # what its router takes the prompt for
         ("output", "i4"),
         ("generated", "i4"),  # tokens streamed, as of the last time it left the decoding batch
         ("router", "i4"),  # which router it came to
         ("replica", "i4"),
         ("preemptions", "i4"),
-        ("next_waiting", "i4"),  # waiting queue of its replica
+        ("retries", "i4"),  # how often its replica died
+        ("next_waiting", "i4"),  # waiting queue of its replica, or those that are to be decided anew
         ("next_routed", "i4"),  # order in which its replica received requests
+        ("source", "i4"),  # in a forecast: which request it stands for
     ],
     align=True,
 )
@@ -41,6 +45,7 @@ REPLICA = np.dtype(
         ("block_size", "i8"),
         ("kv_blocks", "i8"),
         ("table", "i8"),  # index into `tables`, or NO_TABLE: it runs by its coefficients
+        ("declared", "i8"),  # the replica that it is said to be as fast as
         ("scheduler", "i8"),  # code of `schedulers`
         ("watermark", "i8"),  # blocks that an admission must leave free
         ("padded", "b1"),  # vllm_v0: a batch counts as its longest prompt times its requests
@@ -63,7 +68,9 @@ REPLICA = np.dtype(
         ("partial_first", "b1"),  # sarathi: the half-done prompt got nothing and leads the list
         ("interrupted", "i8"),  # requests that have streamed tokens but were preempted since
         ("preemptions", "i8"),
+        ("available", "b1"),  # not dead
         # last scrape
+        ("scraped_at", "f8"),
         ("scraped_running", "i8"),
         ("scraped_waiting", "i8"),
         ("scraped_kv_usage", "f8"),
@@ -94,6 +101,7 @@ ROUTER = np.dtype(
     [
         # what one router knows of its cluster as a whole
         ("decided", "f8"),  # time of its last decision
+        ("decisions", "i8"),
         ("finished", "i8"),
         ("finished_tokens", "i8"),
     ],
@@ -106,12 +114,24 @@ CONFIGURATION = (
     "block_size",
     "kv_blocks",
     "table",
+    "declared",
     "scheduler",
     "watermark",
     "padded",
     "restart_loses_prompt",
 )
 """The fields of REPLICA that are the same for every run."""
+
+EVENT = np.dtype(
+    [
+        # from `time` on a replica of the cluster is so
+        ("time", "f8"),  # infinite: no more events
+        ("replica", "i8"),
+        ("pace", "f8"),
+        ("up", "b1"),
+    ],
+    align=True,
+)
 
 SLOT = np.dtype(
     [
@@ -128,7 +148,11 @@ SLOT = np.dtype(
 
 CLUSTER = np.dtype(
     [
-        ("next_request", "i8"),
+        ("next_request", "i8"),  # the next to arrive
+        ("at_hand", "i8"),  # the request to be decided now, or NONE
+        ("retry_head", "i8"),  # requests to be decided anew, in order of arrival
+        ("available", "i8"),  # replicas that are not dead
+        ("next_event", "i8"),
         ("now", "f8"),  # time of the decision at hand
         ("decided", "f8"),  # time of the decision before
         ("scrape_interval", "f8"),
@@ -141,6 +165,9 @@ CLUSTER = np.dtype(
         ("first_token_times", "f8"),
         ("finishes", "i8"),
         ("finish_times", "f8"),
+        ("entered", "i8"),  # requests that arrived while there was no replica to send them to
+        ("entered_times", "f8"),
+        ("arrived", "i8"),  # requests that count as waiting, routed or not
         ("random", "u8"),
     ],
     align=True,
@@ -165,6 +192,8 @@ class State(NamedTuple):
     blocks an iteration needs without looking at the slots."""
     requests: npt.NDArray[Any]
     """(K, N) of REQUEST."""
+    events: npt.NDArray[Any]
+    """(K, E) of EVENT, in order of time; the last one is at infinity."""
     timing: npt.NDArray[np.float64]
     """(K*R, 7) coefficients of the iteration time, where a replica has no table."""
     tables: npt.NDArray[Any]
@@ -193,11 +222,19 @@ def new_state(
         slots=_records((clusters * replicas, slots), SLOT),
         phases=np.zeros((clusters * replicas, block_size), np.int64),
         requests=_records((clusters, requests), REQUEST),
+        events=no_events(clusters, 1),
         timing=np.zeros((clusters * replicas, 7)),
         tables=tables.tables,
         table_values=tables.values,
         static=np.zeros((clusters * replicas, 5)),
     )
+
+
+def no_events(clusters: int, room: int) -> npt.NDArray[Any]:
+    """(clusters, room) of EVENT, all at infinity."""
+    events = _records((clusters, room), EVENT)
+    events["time"] = np.inf
+    return events
 
 
 def _records(shape: int | tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -212,6 +249,7 @@ def clear(state: State) -> None:
         if field not in CONFIGURATION:
             replicas[field] = 0
     replicas["pace"] = 1.0
+    replicas["available"] = True
     replicas["free_blocks"] = replicas["kv_blocks"]
     replicas["next_finish"] = NEVER
     for field in ("waiting_head", "waiting_tail"):
@@ -226,10 +264,14 @@ def clear(state: State) -> None:
         if field not in ("scrape_interval", "max_tokens", "random"):
             clusters[field] = 0
     clusters["scraped_at"] = -1.0
+    clusters["available"] = len(replicas) // len(clusters)
+    for field in ("at_hand", "retry_head"):
+        clusters[field] = NONE
     requests["scheduled"] = np.nan
     requests["first_token"] = np.nan
     requests["finish"] = np.nan
     requests["generated"] = 0
     requests["preemptions"] = 0
+    requests["retries"] = 0
     for field in ("replica", "next_waiting", "next_routed"):
         requests[field] = NONE

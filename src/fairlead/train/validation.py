@@ -108,8 +108,11 @@ class Validation:
         clusters = self._clusters
         clusters.load(self._arrivals, 0)
         features = None
-        for _ in range(clusters.N):
-            features = features_batch(clusters.observe(), self._favor, features)
+        while True:
+            view = clusters.observe()
+            if clusters.done:
+                break
+            features = features_batch(view, self._favor, features)
             clusters.route(scorer.logits(features).argmax(-1).astype(np.int64))
         clusters.drain()
         return self._report(self._objectives())

@@ -1,12 +1,14 @@
 """The requests of one run, as a struct of arrays."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fairlead.errors import FairleadError
 from fairlead.workload.content import Content, full_blocks
+from fairlead.workload.faults import Faults
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +34,10 @@ class Requests:
     """(N,) an opaque number that the requests of one conversation share; 0, or None for all: no session."""
     content: Content | None = None
     """What their blocks contain; None: they have nothing in common."""
+    estimate: npt.NDArray[np.int64] | None = None
+    """(N,) what the router takes the prompt's tokens for, at least 1; None: it counts them right."""
+    faults: Faults | None = None
+    """What befalls the cluster meanwhile; None: nothing."""
 
     def __post_init__(self) -> None:
         """Converts and validates."""
@@ -43,6 +49,8 @@ class Requests:
             object.__setattr__(self, name, _token_counts(name, getattr(self, name), len(arrival)))
         if self.router is not None:
             object.__setattr__(self, "router", _whole("router", self.router, len(arrival), 0))
+        if self.estimate is not None:
+            object.__setattr__(self, "estimate", _token_counts("estimate", self.estimate, len(arrival)))
         _reject("arrival_s", arrival, ~np.isfinite(arrival), "must be finite")
         _reject("arrival_s", arrival, arrival < 0, "must not be negative")
         late = np.zeros(len(arrival), dtype=np.bool_)
@@ -58,13 +66,13 @@ class Requests:
         return len(self.arrival_s)
 
     def __getitem__(self, rows: slice) -> "Requests":
-        """The requests of a slice; arrival times are kept as they are."""
-        router = None if self.router is None else self.router[rows]
-        session = None if self.session is None else self.session[rows]
-        content = None if self.content is None else self.content[rows]
-        return Requests(
-            self.arrival_s[rows], self.prompt_tokens[rows], self.output_tokens[rows], router, session, content
-        )
+        """The requests of a slice; arrival times and faults are kept as they are."""
+        columns = {name: getattr(self, name) for name in _COLUMNS}
+        kept: dict[str, Any] = {name: None if each is None else each[rows] for name, each in columns.items()}
+        return replace(self, **kept)
+
+
+_COLUMNS = tuple(field.name for field in fields(Requests) if field.name != "faults")
 
 
 def repeated(requests: Requests, count: int) -> Requests:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
+import numpy.typing as npt
 import yaml
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
@@ -20,6 +21,7 @@ from fairlead import rng
 from fairlead.errors import FairleadError
 from fairlead.section import Section, did_you_mean, first_problem, invalid
 from fairlead.workload.arrivals import Arrivals
+from fairlead.workload.faults import Fault, check_rules, plan
 from fairlead.workload.lengths import LengthModel, rows_for_training
 from fairlead.workload.mooncake import MooncakeTrace
 from fairlead.workload.requests import Requests
@@ -157,6 +159,8 @@ class ViewOptions(Section):
     """Whether the router knows each replica's relative speed."""
     prefix_memory_blocks: int | None = Field(default=None, ge=0)
     """KV blocks of prompts that the router remembers per replica; default: as many as the replica has."""
+    prompt_estimate_error: float = Field(default=0.0, ge=0, lt=1)
+    """0.3: the router's token counts of prompts are off by a factor drawn evenly from 0.7 to 1.3."""
 
 
 class SLO(Section):
@@ -186,10 +190,17 @@ class Scenario(Section):
     """Routers that share the replicas, each with its share of the requests and its own ledger."""
     engine: EngineOptions = EngineOptions()
     workload: Workload
+    faults: tuple[Fault, ...] = ()
+    """Replicas that slow down for a while, or die and return; none begins after the last arrival."""
     loads: tuple[Load, ...] = Field(default=(0.5, 0.7, 0.9), min_length=1)
     """Fractions of measured capacity."""
     view: ViewOptions = ViewOptions()
     slo: SLO = SLO()
+
+    @model_validator(mode="after")
+    def _check_faults(self) -> Self:
+        check_rules(self.faults, self.num_replicas)
+        return self
 
     @property
     def num_replicas(self) -> int:
@@ -348,7 +359,23 @@ def generate(scenario: Scenario, *, requests: int, rate: float, seed: int, split
     engine = scenario.engine
     block_size = engine.block_size if engine.enable_prefix_caching else None
     drawn = scenario.workload.requests(requests, rate, seed, split, block_size)
-    if scenario.routers == 1:
-        return drawn
-    router = rng.stream(seed, split, "routers").integers(scenario.routers, size=requests)
-    return replace(drawn, router=router)
+    extra: dict[str, Any] = {}
+    if scenario.routers > 1:
+        extra["router"] = _routers(drawn, scenario.routers, seed, split)
+    error = scenario.view.prompt_estimate_error
+    if error > 0.0:
+        factor = rng.stream(seed, split, "estimates").uniform(1.0 - error, 1.0 + error, size=requests)
+        extra["estimate"] = np.maximum(np.rint(drawn.prompt_tokens * factor), 1).astype(np.int64)
+    if scenario.faults:
+        until_s = float(drawn.arrival_s[-1])
+        extra["faults"] = plan(scenario.faults, scenario.num_replicas, until_s, seed, split)
+    return replace(drawn, **extra)
+
+
+def _routers(drawn: Requests, routers: int, seed: int, split: str) -> npt.NDArray[np.int64]:
+    """Which router each request comes to: evenly drawn, one for each conversation."""
+    router = rng.stream(seed, split, "routers").integers(routers, size=len(drawn))
+    if drawn.session is None:
+        return router
+    homes = rng.stream(seed, split, "routers", "sessions").integers(routers, size=drawn.session.max() + 1)
+    return np.where(drawn.session == 0, router, homes[drawn.session])
