@@ -6,8 +6,9 @@ from fairlead import FairleadError
 from fairlead.policy.network import NetworkRouter, RouterNetwork
 from fairlead.train import imitation
 from fairlead.train.config import ImitationConfig
-from fairlead.train.imitation import Demonstrations, Teacher
+from fairlead.train.demonstrations import Demonstrations
 from fairlead.train.profiler import Profiler
+from fairlead.train.teachers import Teacher, lookahead
 
 CONFIG = ImitationConfig(rounds=3, steps=40, teacher_steps=40, label_every=2, epochs=10, minibatch=128)
 
@@ -29,12 +30,12 @@ def dagger(toy, teacher, config=CONFIG, seed=0):
             profiler=profiler,
         )
         fit, holdout = demonstrations.split(config.holdout_every)
-        imitation.fit(network, optimiser, fit, config, round_, random)
-    return network, demonstrations, imitation.score(network, holdout)
+        imitation.fit(network, optimiser, [fit], config, round_, random)
+    return network, demonstrations, imitation.score(network, [holdout], config)
 
 
 def test_a_teacher_with_costs_is_learnt(toy):
-    network, demonstrations, scores = dagger(toy, imitation.lookahead())
+    network, demonstrations, scores = dagger(toy, lookahead())
     assert len(demonstrations) == 40 + 2 * 20
     assert scores["agreement"] > 0.9
     assert scores["mean_regret"] < 0.1 * scores["uniform_regret"]
@@ -87,7 +88,7 @@ def test_the_student_drives_after_the_first_round(toy):
         imitation.collect(
             Always(),
             toy.make(),
-            imitation.lookahead(),
+            lookahead(),
             demonstrations,
             CONFIG,
             first=first,

@@ -12,11 +12,12 @@ from fairlead import FairleadError
 from fairlead.policy.network import NetworkRouter, RouterNetwork
 from fairlead.train import ppo, returns
 from fairlead.train.config import PPOConfig
+from fairlead.train.controllers import Controllers, Knobs, next_kl_coefficient
 from fairlead.train.profiler import Profiler
 from fairlead.train.rollout import Rollout, collect
 from fairlead.train.schedule import Constant
 
-KNOBS = ppo.Knobs(1e-3, 1e-3, 0.01, 0.2, 1.0, 0.0, True)
+KNOBS = Knobs(1e-3, 1e-3, 0.01, 0.2, 1.0, 0.0, True)
 
 
 def random_batch(n: int = 64, replicas: int = 3, seed: int = 0) -> ppo.Batch:
@@ -50,11 +51,11 @@ def learn(
     metrics: dict[str, float] = {}
     for i in range(iterations):
         rate = learning_rate * (1 - i / iterations)
-        knobs = ppo.Knobs(rate, rate, config.entropy_coefficient.at(0), 0.0, 1.0, 0.0, True)
+        knobs = Knobs(rate, rate, config.entropy_coefficient.at(0), 0.0, 1.0, 0.0, True)
         observation = collect(network, env, rollout, observation, random, Profiler())
         batch = ppo.make_batch(rollout, scale, config, getattr(env, "group", 1))
         batch = batch._replace(advantages=sign * batch.advantages)
-        metrics = ppo.update(network, optimiser, batch, config, knobs, random)
+        metrics = ppo.update(network, optimiser, [batch], config, knobs, random)
     return metrics
 
 
@@ -87,10 +88,10 @@ def test_the_loss_is_the_sum_of_its_terms():
 
 def test_the_adaptive_coefficient_follows_its_target():
     config = PPOConfig(kl_control="adaptive", kl_target=0.01)
-    assert ppo.next_kl_coefficient(0.2, 0.05, config) == 0.4
-    assert ppo.next_kl_coefficient(0.2, 0.001, config) == 0.1
-    assert ppo.next_kl_coefficient(0.2, 0.01, config) == 0.2
-    assert ppo.next_kl_coefficient(0.2, 0.05, PPOConfig()) == 0.2
+    assert next_kl_coefficient(0.2, 0.05, config) == 0.4
+    assert next_kl_coefficient(0.2, 0.001, config) == 0.1
+    assert next_kl_coefficient(0.2, 0.01, config) == 0.2
+    assert next_kl_coefficient(0.2, 0.05, PPOConfig()) == 0.2
 
 
 def test_early_stopping_is_off_by_default_and_stops_when_asked():
@@ -100,7 +101,7 @@ def test_early_stopping_is_off_by_default_and_stops_when_asked():
         network = RouterNetwork(3, hidden=16, attention=8)
         before = copy.deepcopy(network.state_dict())
         config = PPOConfig(early_stop_kl=stop)
-        ppo.update(network, ppo.make_optimiser(network), batch, config, KNOBS, np.random.default_rng(0))
+        ppo.update(network, ppo.make_optimiser(network), [batch], config, KNOBS, np.random.default_rng(0))
         changed[stop] = any(not torch.equal(before[k], v) for k, v in network.state_dict().items())
     assert changed == {None: True, 1e-9: False}
     assert PPOConfig().early_stop_kl is None
@@ -112,13 +113,17 @@ def test_a_loss_that_is_not_finite_is_an_error(field, name):
     getattr(batch, field)[7] = float("nan")
     network = RouterNetwork(3, hidden=16, attention=8)
     with pytest.raises(FairleadError, match=rf"{name} is not finite in epoch 1, minibatch 1"):
-        ppo.update(network, ppo.make_optimiser(network), batch, PPOConfig(), KNOBS, np.random.default_rng(0))
+        ppo.update(
+            network, ppo.make_optimiser(network), [batch], PPOConfig(), KNOBS, np.random.default_rng(0)
+        )
 
 
 def test_settings_follow_their_schedules_after_the_warm_up():
     config = PPOConfig(iterations=11, critic_warmup_iterations=3, temperature=[[0, 2], [1, 1]])  # type: ignore[arg-type]
-    assert [ppo.knobs_at(config, i, 0.0).train_actor for i in (0, 2, 3)] == [False, False, True]
-    assert [ppo.knobs_at(config, i, 0.0).temperature for i in (0, 3, 8, 13)] == pytest.approx([2, 2, 1.5, 1])
+    assert [Controllers(0.0).knobs(config, i).train_actor for i in (0, 2, 3)] == [False, False, True]
+    assert [Controllers(0.0).knobs(config, i).temperature for i in (0, 3, 8, 13)] == pytest.approx(
+        [2, 2, 1.5, 1]
+    )
 
 
 # ---- learning: a broken learner fails here
@@ -163,6 +168,8 @@ def test_the_decoupled_critic_learns_too(toy):
 
 class Borrowed:
     """The network of a Stable-Baselines3 policy, so that both learners train the same function."""
+
+    state_size = 0
 
     def __init__(self, policy: Any) -> None:
         self.policy = policy
@@ -211,7 +218,7 @@ def test_pitfall_16_a_batch_gives_the_losses_and_the_step_of_stable_baselines(va
     model.policy.optimizer = torch.optim.Adam(model.policy.parameters(), 3e-4, eps=1e-5)
     model.train()
     theirs = model.logger.name_to_value
-    metrics = ppo.update(ours, ppo.make_optimiser(ours), batch, config, knobs, np.random.default_rng(0))
+    metrics = ppo.update(ours, ppo.make_optimiser(ours), [batch], config, knobs, np.random.default_rng(0))
     for name, reference in (
         ("policy_loss", "policy_gradient_loss"),
         ("value_loss", "value_loss"),
@@ -230,6 +237,8 @@ def test_pitfall_16_a_batch_gives_the_losses_and_the_step_of_stable_baselines(va
 
 class Perceptrons(nn.Module):
     """Actor and critic for CartPole, as in Stable-Baselines3's MlpPolicy."""
+
+    state_size = 0
 
     def __init__(self, seed: int) -> None:
         super().__init__()

@@ -1,5 +1,6 @@
 """Training on named scenarios: teachers, validation, what cannot be trained on."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from fairlead.errors import FairleadError
 from fairlead.policy.artefact import OnnxRouter
 from fairlead.policy.network import NetworkRouter, RouterNetwork
 from fairlead.train.config import TrainConfig
-from fairlead.train.run import make_teacher, saved_run, train
+from fairlead.train.run import saved_run, shares, train
+from fairlead.train.teachers import make_teacher
 from fairlead.train.validation import Validation
+from fairlead.view.features import NUM_FEATURES
 from fairlead.workload.scenario import load_scenario
 
 DEMO = [load_scenario("chat-equal"), load_scenario("chat-unequal")]
@@ -55,10 +58,43 @@ def test_another_run_is_not_disturbed(run_directory: Path) -> None:
     assert told == []
 
 
-def test_scenarios_of_different_sizes_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FairleadError, match="4 and 8 replicas cannot be trained on together"):
-        train(TrainConfig(), [DEMO[0], load_scenario("chat-8")], tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+MIXED = SMALL | {
+    "environment": {"num_envs": 24, "group": 4, "imitation_envs": 6},
+    "ppo": SMALL["ppo"]
+    | {"minibatch": 200, "cloning": [[0, 0.5], [1, 0]], "reference_kl": [[0, 0.1], [1, 0]]},  # type: ignore[operator]
+}
+
+
+def test_scenarios_of_different_sizes_are_trained_on_together(tmp_path: Path) -> None:
+    """Side by side, one environment for each size; the same run twice gives the same policy."""
+    scenarios = [load_scenario("chat-8"), *DEMO]
+    for name in ("first", "second"):
+        result = train(TrainConfig.model_validate(MIXED), scenarios, tmp_path / name)
+    assert result.decisions == 2 * 40 * 6 + 3 * 32 * 24
+    policies = [(tmp_path / name / "policy.onnx").read_bytes() for name in ("first", "second")]
+    assert policies[0] == policies[1]
+    with (tmp_path / "first" / "training.csv").open(newline="") as file:
+        row = list(csv.DictReader(file))[-1]
+    assert sum(float(row[f"actions/replica_{r}_r8"]) for r in range(8)) == pytest.approx(1.0)
+    assert float(row["performance/ttft_p90_s_r4"]) > 0
+    assert float(row["evaluation/vs_random"]) > 0
+    router = OnnxRouter(tmp_path / "first" / "policy.onnx")
+    for replicas in (2, 4, 64):
+        features = np.zeros((3, replicas, NUM_FEATURES), np.float32)
+        assert router.logits(features).shape == (3, replicas)
+
+
+def test_too_few_clusters_for_so_many_sizes_are_refused(tmp_path: Path) -> None:
+    config = TrainConfig.model_validate({"environment": {"num_envs": 8, "group": 8}})
+    with pytest.raises(FairleadError, match="too few for scenarios of 2 sizes"):
+        train(config, [DEMO[0], load_scenario("chat-8")], tmp_path / "out")
+
+
+def test_clusters_are_dealt_to_sizes_in_whole_groups() -> None:
+    assert shares(128, [2], 8) == [128]
+    assert shares(128, [3, 1], 8) == [96, 32]
+    assert shares(24, [1, 9, 1], 8) == [8, 8, 8]
+    assert sum(shares(4096, [7, 2, 5], 16)) == 4096
 
 
 def test_a_directory_without_a_run_cannot_be_resumed(tmp_path: Path) -> None:

@@ -46,8 +46,8 @@ def test_the_main_path(go, toy, tmp_path):
     assert {each.stage for each in seen} == {"imitation", "critic warm-up", "ppo", "evaluation"}
     assert (seen[-1].done, seen[-1].total) == (5, 5)
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    files = {"config.json", "checkpoint.pt", "imitation.csv", "training.csv", "tensorboard", "policy.onnx"}
-    assert names == files
+    logs = {"imitation.csv", "training.csv", "features.csv", "tensorboard"}
+    assert names == {"config.json", "checkpoint.pt", "policy.onnx"} | logs
     assert result.decisions == 2 * 20 * 16 + 5 * 32 * 16
     # After imitation, then every second iteration except the critic's warm-up, then at the end.
     assert [row["iteration"] for row in result.history] == [0, 2, 4, 5]

@@ -1,6 +1,6 @@
 """The native vector environment: K clusters stepped by compiled code, in groups that share arrivals."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -105,14 +105,10 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
             check_favor(bound)
         self.num_envs, self.group, self.episode_requests = num_envs, group, episode_requests
         self.scenarios, self.split = tuple(scenarios), split
+        self.group_shares: Mapping[str, float] | None = None
         self.load_range, self.favor_range = load, favor
         self.reward_config, self.safety = reward or SojournReward(), safety or SafetyConfig()
         self._shadow_router = shadow_router(self.reward_config)
-        self._dealt = [self.scenarios[g % len(self.scenarios)] for g in range(num_envs // group)]
-        self._capacity = [capacity_rps(s) for s in self._dealt]
-        self._fleets = [build_fleet(s) for s in self._dealt]
-        self._slo_ttft_s = np.repeat([s.slo.ttft_s for s in self._dealt], group)
-        self._slo_tpot_s = np.repeat([s.slo.tpot_s for s in self._dealt], group)
         self.single_observation_space = spaces.Box(
             -OBSERVATION_BOUND, OBSERVATION_BOUND, (sizes[0], NUM_FEATURES), np.float32
         )
@@ -125,8 +121,54 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
         self._reward_log = RewardLog(component_names(self.reward_config))
         self._performance = Performance()
         self._crossings = np.zeros(len(MONITORS))
+        self._deal()
+        self._begin_episode()
+
+    def _deal(self) -> None:
+        """Which scenario each group runs, in turn or by shares; the clusters are built anew."""
+        groups, names = self.num_envs // self.group, [s.name for s in self.scenarios]
+        turns = [self.scenarios[g % len(self.scenarios)] for g in range(groups)]
+        if self.group_shares is not None:
+            unknown = sorted(set(self.group_shares) - set(names))
+            if unknown:
+                raise FairleadError(f"the curriculum names {unknown[0]}, which is not trained on: {names}")
+            weights = np.array([self.group_shares.get(name, 0.0) for name in names])
+            # Each group takes the scenario that is most behind its share.
+            dealt = np.zeros(len(names))
+            for g in range(groups):
+                chosen = int(np.argmax(weights / weights.sum() * (g + 1) - dealt))
+                dealt[chosen] += 1
+                turns[g] = self.scenarios[chosen]
+        self._dealt = turns
+        self._capacity = [capacity_rps(s) for s in self._dealt]
+        self._fleets = [build_fleet(s) for s in self._dealt]
+        self._slo_ttft_s = np.repeat([s.slo.ttft_s for s in self._dealt], self.group)
+        self._slo_tpot_s = np.repeat([s.slo.tpot_s for s in self._dealt], self.group)
+        self._new = True
         self._shadow_clusters: Clusters | None = None
-        self._begin_episode(first=True)
+
+    def configure(
+        self,
+        *,
+        load: Range,
+        scenarios: Mapping[str, float] | None = None,
+        reward: SojournReward | HybridReward | None = None,
+    ) -> None:
+        """Other loads, shares of scenarios (None: in turn) or reward from the next `reset` on.
+
+        Raises:
+            FairleadError: for a load that cannot be, a scenario that is not here, another kind of reward.
+        """
+        for bound in load:
+            check_load(bound)
+        if reward is not None and reward.kind != self.reward_config.kind:
+            raise FairleadError(f"the reward cannot change from {self.reward_config.kind} to {reward.kind}")
+        self.load_range = load
+        if reward is not None and reward != self.reward_config:
+            self.reward_config, self._shadow_router = reward, shadow_router(reward)
+        if scenarios != self.group_shares:
+            self.group_shares = scenarios
+            self._deal()
 
     def _draw(self, name: str, bounds: Range) -> Floats:
         """One uniform number for each group, repeated for its clusters: (K,)."""
@@ -144,11 +186,12 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
             self._dealt[g], requests=self.episode_requests + 1, rate=rate, seed=seed, split=self.split
         )
 
-    def _begin_episode(self, *, first: bool = False) -> None:
+    def _begin_episode(self) -> None:
         self.loads = self._draw("load", self.load_range)
         self.favor = self._draw("favor", self.favor_range)
         requests = [self._requests(g) for g in range(len(self._dealt))]
-        if first:
+        if self._new:
+            self._new = False
             self.clusters = Clusters(self._fleets, requests, group=self.group, seed=self._seed)
             self._scratch: Any = None
         else:

@@ -10,7 +10,7 @@ import torch
 from fairlead.errors import FairleadError
 from fairlead.train.config import TrainConfig
 
-VERSION = 1
+VERSION = 2
 FIELDS = frozenset(
     {
         "version",
@@ -23,7 +23,9 @@ FIELDS = frozenset(
         "numpy_random",
         "torch_random",
         "reward_scale",
-        "kl_coefficient",
+        "controllers",
+        "memory",
+        "reference",
         "episode",
         "imitation",
         "best",

@@ -3,10 +3,15 @@
 import hashlib
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from fairlead.section import Section
-from fairlead.train.schedule import Constant, Exponential, Linear, Schedule
+from fairlead.env.reward_config import RewardConfig, SafetyConfig, SojournReward
+from fairlead.errors import FairleadError
+from fairlead.section import Section, invalid
+from fairlead.train.curriculum import Stage, check_stages
+from fairlead.train.ppo_config import PPOConfig
+from fairlead.train.schedule import Exponential, Linear, PositiveSchedule
+from fairlead.view.features import FEATURES
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -14,75 +19,48 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class NetworkConfig(Section):
-    """Size of the policy network."""
+    """Architecture of the policy network (`fairlead.policy.network`)."""
 
     hidden: Annotated[int, Field(ge=2)] = 64
     """Width of the embeddings; the heads are half as wide. Twice the width is about four times the cost."""
+    encoder_layers: Count = 2
+    """Layers of the encoder that each replica goes through by itself."""
+    projection: Annotated[int, Field(ge=0)] = 0
+    """Width of a projection of the features (LayerNorm, linear, GELU) before the encoder; 0: none."""
+    layer_norm: bool = False
+    """Normalise the output of every encoder layer before its ReLU."""
     attention: Count = 16
-    """Width of query, key and value in the attention across replicas."""
+    """Width of query, key and value in the attention across replicas, over all heads."""
+    attention_layers: Annotated[int, Field(ge=0)] = 1
+    """Layers of attention; 0: replicas do not see each other, except through features that compare them."""
+    attention_heads: Count = 1
+    """Heads per layer, a divisor of `attention`."""
+    gru_layers: Annotated[int, Field(ge=0)] = 0
+    """Layers of a GRU over successive decisions, after the attention; 0: the view alone decides."""
     critic: Literal["shared", "decoupled"] = "decoupled"
     """`decoupled`: a critic with an encoder of its own; `shared`: a value head on the actor's embeddings.
     The second is cheaper, but its value loss also moves what imitation has taught the embeddings."""
+    critic_attention: bool = False
+    """Whether a decoupled critic attends across replicas too."""
+    critic_gru_layers: Annotated[int, Field(ge=0)] = 0
+    """Layers of a GRU in a decoupled critic."""
+    exclude: tuple[str, ...] = ()
+    """Names of features that the network does not see (`fairlead.view.features`), for ablations."""
 
-
-class PPOConfig(Section):
-    """Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347)."""
-
-    iterations: Annotated[int, Field(ge=0)] = 60
-    """Rounds of rollout and update, after the critic's warm-up."""
-    critic_warmup_iterations: Annotated[int, Field(ge=0)] = 4
-    """Iterations at the start that fit the critic only: after imitation the actor is good, it is not."""
-    rollout_steps: Count = 256
-    """Decisions per cluster and iteration. More: less noise and less bias, fewer updates."""
-    reset_every: Count = 4
-    """Iterations between fresh starts from empty clusters with new arrivals. An episode should be much longer
-    than the clusters take to fill."""
-    horizon_s: Positive = 30.0
-    """Seconds of simulated time after which a reward counts for 1/e: longer than a request lives."""
-    gae_lambda: Share = 0.995
-    """GAE's lambda per decision. Towards 1: less trust in the critic, more noise (which the group baseline
-    takes away for the most part)."""
-    epochs: Count = 2
-    """Passes over each rollout."""
-    minibatch: Count = 8192
-    """Decisions per gradient step."""
-    clip: Positive = 0.2
-    """The probability ratio is clipped to [1 - clip, 1 + clip]."""
-    value_clip: Positive | None = None
-    """Limit on the change of a value per iteration; none by default."""
-    value_coefficient: Positive = 0.5
-    """Weight of the value loss."""
-    entropy_coefficient: Schedule = Constant(value=0.0)
-    """Weight of the entropy bonus. None is needed after imitation, which leaves near-ties undecided."""
-    actor_learning_rate: Schedule = Linear(start=5e-4, end=5e-5)
-    """Adam's step for whatever the decision depends on. Low, because imitation comes first."""
-    critic_learning_rate: Schedule = Linear(start=2e-3, end=2e-4)
-    """Adam's step for what only the value depends on."""
-    max_gradient_norm: Positive = 0.5
-    """Longer gradients are scaled down to this."""
-    group_baseline: bool = True
-    """Subtract the mean advantage of the clusters that see the same arrivals, step by step."""
-    advantage_normalisation: Literal["batch", "group", "none"] = "group"
-    """Divide advantages by their standard deviation over the whole rollout, over each group of clusters
-    (light and heavy loads then weigh alike), or not at all."""
-    kl_control: Literal["none", "penalty", "adaptive"] = "none"
-    """`penalty` adds `kl_coefficient` x KL(old || new) to the loss; `adaptive` moves the coefficient towards
-    `kl_target`. KL is measured in any case."""
-    kl_coefficient: Positive = 0.2
-    """The penalty's weight (with `adaptive`: at the start)."""
-    kl_target: Positive = 0.01
-    """KL per iteration that `adaptive` aims at, in nats."""
-    early_stop_kl: Positive | None = None
-    """End an iteration's update when a minibatch's KL exceeds this. Off by default."""
-    temperature: Schedule = Constant(value=1.0)
-    """Actions are sampled from softmax(logits / temperature); the update uses the same distribution."""
-    epsilon: Schedule = Constant(value=0.0)
-    """Share of actions chosen uniformly; part of the sampled distribution and of its log-probability."""
+    @model_validator(mode="after")
+    def _consistent(self) -> "NetworkConfig":
+        if self.attention % self.attention_heads:
+            raise invalid(
+                f"attention {self.attention} is no multiple of attention_heads {self.attention_heads}"
+            )
+        if self.critic == "shared" and (self.critic_attention or self.critic_gru_layers):
+            raise invalid("critic_attention and critic_gru_layers are for a decoupled critic")
+        return self
 
     @property
-    def total_iterations(self) -> int:
-        """Critic warm-up and PPO."""
-        return self.critic_warmup_iterations + self.iterations
+    def recurrent(self) -> bool:
+        """Whether anything is remembered from decision to decision."""
+        return self.gru_layers + self.critic_gru_layers > 0
 
 
 class ImitationConfig(Section):
@@ -100,7 +78,10 @@ class ImitationConfig(Section):
     """Passes over all demonstrations so far, per round."""
     minibatch: Count = 2048
     """Demonstrations per gradient step."""
-    learning_rate: Schedule = Exponential(start=2e-3, end=3e-4)
+    loss: Literal["regret", "cross_entropy"] = "regret"
+    """`regret`: expected cost above the cheapest choice, for teachers that price every choice (lookahead);
+    those that only act are imitated by cross-entropy in any case."""
+    learning_rate: PositiveSchedule = Exponential(start=2e-3, end=3e-4)
     """Adam's step; progress runs over all rounds."""
     entropy_coefficient: Annotated[float, Field(ge=0)] = 0.01
     """Weight of the entropy bonus: keeps near-ties undecided for PPO to settle."""
@@ -108,6 +89,8 @@ class ImitationConfig(Section):
     """Longer gradients are scaled down to this."""
     holdout_every: Annotated[int, Field(ge=2)] = 10
     """Every n-th labelled step is kept out of the fit; agreement and regret are measured on those."""
+    sequence_length: Count = 32
+    """With a memory: decisions per training sequence, of which `steps` and `teacher_steps` are multiples."""
 
 
 class EnvironmentConfig(Section):
@@ -123,6 +106,12 @@ class EnvironmentConfig(Section):
     """Range of the load, as fractions of capacity, drawn anew for each group and episode."""
     favor: tuple[float, float] = (0.0, 1.0)
     """Range of the dial (0 favors E2E, 1 TTFT): one policy learns all of it."""
+    reward: RewardConfig = SojournReward()
+    """What is maximised: `sojourn`, or `hybrid` with its many settings."""
+    safety: SafetyConfig = SafetyConfig()
+    """Limits that are watched, counted and logged."""
+    curriculum: tuple[Stage, ...] = ()
+    """Stages of PPO with loads, scenarios and rewards of their own; none by default."""
 
 
 class ValidationConfig(Section):
@@ -134,6 +123,17 @@ class ValidationConfig(Section):
     """Points on the dial; those outside the trained range are left out."""
 
 
+class StabilityConfig(Section):
+    """Signs of unstable training: counted and logged at every iteration of PPO."""
+
+    entropy_collapse: Positive = 0.001
+    """Entropy below this share of the greatest possible."""
+    kl_spike: Positive = 0.2
+    """KL of one iteration above this, in nats."""
+    stop: bool = False
+    """Whether either ends the run with an error."""
+
+
 class TrainConfig(Section):
     """One training run."""
 
@@ -141,20 +141,70 @@ class TrainConfig(Section):
     """Of initial weights, arrivals and samples."""
     threads: Count = 2
     """CPU threads for torch. The result is reproducible for a given number."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the network learns. Simulation and acting stay on the CPU."""
     environment: EnvironmentConfig = EnvironmentConfig()
     network: NetworkConfig = NetworkConfig()
     ppo: PPOConfig = PPOConfig()
     imitation: ImitationConfig | None = ImitationConfig()
     """The warm start; none: PPO from scratch."""
-    teacher: str = "lookahead"
-    """The router to imitate: lookahead, or a heuristic by name."""
+    teacher: str | dict[str, Positive] = "lookahead"
+    """The router to imitate: lookahead, a heuristic by name, or several with their shares."""
+    privileged: bool = False
+    """Whether lookahead sees the simulator's true state while it labels; the student never does."""
+    start_from: str | None = None
+    """An exported policy (.onnx) whose actor the run starts from: fine-tuning."""
     validation: ValidationConfig = ValidationConfig()
+    stability: StabilityConfig = StabilityConfig()
     minutes: Positive | None = None
     """Stop after this much time; default: when all iterations are done."""
     evaluate_every: Count = 5
     """Iterations between held-out evaluations; the best weights are kept."""
     checkpoint_every: Count = 1
     """Iterations between checkpoints; an interrupted run loses at most this many."""
+    debug: bool = False
+    """Also log histograms of weights, gradients' inputs and attention to TensorBoard."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TrainConfig":
+        steers = self.ppo.reference_kl.range[1] > 0
+        if steers and self.imitation is None and self.start_from is None:
+            raise invalid("ppo.reference_kl needs a reference: imitation, or start_from, a trained policy")
+        if self.ppo.cloning.range[1] > 0 and self.imitation is None:
+            raise invalid("ppo.cloning needs demonstrations: imitation is switched off")
+        if self.network.recurrent:
+            self._check_recurrent(steers)
+        check_stages(self.environment.curriculum, self.environment.reward)
+        return self
+
+    def _check_recurrent(self, steers: bool) -> None:
+        if steers or self.ppo.cloning.range[1] > 0:
+            raise invalid("ppo.reference_kl and ppo.cloning do not work with a GRU")
+        if self.ppo.rollout_steps % self.ppo.sequence_length:
+            raise invalid(
+                f"ppo.rollout_steps {self.ppo.rollout_steps} is no multiple of ppo.sequence_length "
+                f"{self.ppo.sequence_length}"
+            )
+        if self.imitation is not None:
+            length = self.imitation.sequence_length
+            if self.imitation.steps % length or self.imitation.teacher_steps % length:
+                raise invalid(
+                    f"imitation.steps and teacher_steps are no multiples of sequence_length {length}"
+                )
+
+    def network_options(self, features: tuple[str, ...] = FEATURES) -> dict[str, object]:
+        """Arguments of `RouterNetwork` for these features.
+
+        Raises:
+            FairleadError: if `network.exclude` names something else.
+        """
+        options = self.network.model_dump(exclude={"exclude"})
+        unknown = sorted(set(self.network.exclude) - set(features))
+        if unknown:
+            raise FairleadError(f"network.exclude: there is no feature {unknown[0]}; {', '.join(features)}")
+        available = features.index("available") if "available" in features else None
+        excluded = tuple(features.index(name) for name in self.network.exclude)
+        return options | {"excluded": excluded, "available": available}
 
     @property
     def validation_favors(self) -> tuple[float, ...]:
@@ -179,3 +229,14 @@ class TrainConfig(Section):
     def hash(self) -> str:
         """Short hash of all settings; checkpoints carry it."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+
+
+__all__ = [
+    "EnvironmentConfig",
+    "ImitationConfig",
+    "NetworkConfig",
+    "PPOConfig",
+    "StabilityConfig",
+    "TrainConfig",
+    "ValidationConfig",
+]

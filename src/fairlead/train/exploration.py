@@ -1,7 +1,5 @@
 """The distribution that actions are sampled from, and nothing else calls itself log-probability."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -26,8 +24,9 @@ def behaviour_log_probs(logits: Tensor, temperature: float = 1.0, epsilon: float
 
 def sample(log_probs: Tensor, uniforms: Tensor) -> Tensor:
     """Actions (B,) by inversion of the distribution function at `uniforms` (B,) in [0, 1)."""
-    below = log_probs.exp().cumsum(-1) <= uniforms[:, None]
-    # The sum may be rounded to less than one: what is beyond it belongs to the last action that is possible.
-    places = torch.arange(log_probs.shape[-1])
-    last = torch.where(log_probs > MASKED / 2, places, 0).amax(-1)
-    return torch.minimum(below.sum(-1), last)
+    shares = log_probs.exp()
+    below = shares.cumsum(-1) <= uniforms[:, None]
+    actions = below.sum(-1)
+    # Rounding may leave the sum a little below one: the last action that is possible takes the rest.
+    last = log_probs.shape[-1] - 1 - (shares.flip(-1) > 0).to(torch.int8).argmax(-1)
+    return torch.minimum(actions, last)

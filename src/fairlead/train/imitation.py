@@ -5,98 +5,30 @@ sum_a pi(a) * (cost(a) - least cost) does not mind a near-tie and minds a blunde
 imitated by cross-entropy; how far that can go is limited where their actions are not a function of the view.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from fairlead.errors import FairleadError
 from fairlead.train import losses
-from fairlead.train.batches import minibatches
+from fairlead.train.batches import joint_minibatches
 from fairlead.train.config import ImitationConfig
+from fairlead.train.demonstrations import Demonstrations, Examples
+from fairlead.train.device import learning_on
+from fairlead.train.failure import NotFinite
 from fairlead.train.profiler import Profiler
-from fairlead.train.rollout import Env
+from fairlead.train.rollout import ActorCritic, Env
+from fairlead.train.teachers import Teacher, achievable
 
-
-class Student(Protocol):
-    """What imitation needs of a network."""
-
-    def logits(self, observation: Tensor) -> Tensor:
-        """(B, R, F) -> (B, R)."""
-        ...
-
-
-class Teacher(NamedTuple):
-    """Labels the decisions at hand in an environment."""
-
-    name: str
-    label: Callable[[Any], npt.NDArray[Any]]
-    """environment -> costs of all choices (K, R), lower is better; or chosen replicas (K,) integers."""
-
-
-def lookahead(w_ttft: float | None = None, w_e2e: float | None = None) -> Teacher:
-    """The teacher that simulates each choice: costs of `env.teacher_costs`, by default at its own weights."""
-    return Teacher("lookahead", lambda env: env.teacher_costs(w_ttft, w_e2e))
-
-
-class Demonstrations:
-    """Observations (N, R, F) and the teacher's labels, in the order they were collected."""
-
-    def __init__(self) -> None:
-        """None yet."""
-        self.observations: list[npt.NDArray[np.float32]] = []
-        self.labels: list[npt.NDArray[Any]] = []
-
-    def add(self, observations: npt.NDArray[np.float32], labels: npt.NDArray[Any]) -> None:
-        """Append one labelled step of K clusters."""
-        self.observations.append(np.array(observations, np.float32))
-        actions = labels.ndim == 1
-        self.labels.append(np.array(labels, np.int64 if actions else np.float64))
-
-    def __len__(self) -> int:
-        """Labelled steps (of K clusters each)."""
-        return len(self.labels)
-
-    def split(self, every: int) -> tuple["Demonstrations", "Demonstrations"]:
-        """Those to fit, and every `every`-th step, to measure on."""
-        fit, holdout = Demonstrations(), Demonstrations()
-        for i, (observations, labels) in enumerate(zip(self.observations, self.labels, strict=True)):
-            side = holdout if i % every == every - 1 else fit
-            side.observations.append(observations)
-            side.labels.append(labels)
-        return fit, holdout
-
-    def since(self, step: int) -> "Demonstrations":
-        """Those collected after the first `step` labelled steps."""
-        recent = Demonstrations()
-        recent.observations, recent.labels = self.observations[step:], self.labels[step:]
-        return recent
-
-    def tensors(self) -> tuple[Tensor, Tensor]:
-        """Observations (N, R, F); regrets cost - least cost (N, R) float32 or actions (N,) int64."""
-        labels = np.concatenate(self.labels)
-        if labels.ndim == 2:
-            labels = (labels - labels.min(-1, keepdims=True)).astype(np.float32)
-        return torch.from_numpy(np.concatenate(self.observations)), torch.from_numpy(labels)
-
-    def state(self) -> dict[str, Any]:
-        """Everything, for a checkpoint."""
-        return {
-            "observations": [torch.from_numpy(each) for each in self.observations],
-            "labels": [torch.from_numpy(each) for each in self.labels],
-        }
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Take over a `state()`."""
-        self.observations = [each.numpy() for each in state["observations"]]
-        self.labels = [each.numpy() for each in state["labels"]]
+ACHIEVABLE_EVERY = 32
+"""Steps between measurements of the achievable agreement, which asks the teacher many times."""
 
 
 def collect(
-    student: Student,
+    student: ActorCritic,
     env: Env,
     teacher: Teacher,
     demonstrations: Demonstrations,
@@ -106,97 +38,180 @@ def collect(
     seed: int,
     profiler: Profiler,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> None:
+) -> float:
     """Drive from fresh episodes and add the labelled steps; the teacher drives if `first`.
 
     Clusters that share their arrivals would make identical decisions here: use groups of one.
 
+    Returns:
+        The agreement with the teacher that a deterministic policy could have reached (see `achievable`).
+
     Raises:
         FairleadError: if a cost is not finite.
     """
+    teacher.reset(seed)
     with profiler.phase("simulate"):
         observation, _ = env.reset(seed=seed)
     steps = config.teacher_steps if first else config.steps
+    recurrent = bool(getattr(student, "state_size", 0))
+    state = student.initial_state(env.num_envs, observation.shape[1]) if recurrent else None
+    starts = np.zeros(env.num_envs, np.bool_)
+    reachable: list[float] = []
     for t in range(steps):
-        if first or t % config.label_every == 0:
+        if first or recurrent or t % config.label_every == 0:
             with profiler.phase("teacher"):
                 labels = teacher.label(env)
+                if t % ACHIEVABLE_EVERY == 0:
+                    reachable.append(achievable(teacher, env))
             if not np.isfinite(labels).all():
                 raise FairleadError(f"the teacher {teacher.name} gave a cost that is not finite at step {t}")
-            demonstrations.add(observation, labels)
+            begins = state.numpy().copy() if state is not None and t % config.sequence_length == 0 else None
+            demonstrations.add(observation, labels, begins, starts)
+        if state is not None:
+            with profiler.phase("forward"), torch.inference_mode():
+                logits, _, state = student.step(torch.from_numpy(observation), state)
+        elif not first:
+            with profiler.phase("forward"), torch.inference_mode():
+                logits = student.logits(torch.from_numpy(observation))
         if first:
             actions = labels if labels.ndim == 1 else labels.argmin(-1)
         else:
-            with profiler.phase("forward"), torch.inference_mode():
-                actions = student.logits(torch.from_numpy(observation)).argmax(-1).numpy()
+            actions = logits.argmax(-1).numpy()
         with profiler.phase("simulate"):
-            observation, *_ = env.step(np.asarray(actions, np.int64))
+            observation, _, terminated, truncated, _ = env.step(np.asarray(actions, np.int64))
+        starts = np.logical_or(terminated, truncated)
+        if state is not None and starts.any():
+            state = state * torch.from_numpy(~starts)[:, None, None]
         progress(t + 1, steps)
+    return float(np.mean(reachable))
+
+
+def logits_of(student: Any, examples: Examples) -> Tensor:
+    """(decisions, R); sequences are run from their stored states and flattened."""
+    if examples.states is None:
+        logits: Tensor = student.logits(examples.observations)
+        return logits
+    assert examples.starts is not None
+    found: Tensor = student.sequence(examples.observations, examples.states, examples.starts)[0]
+    return found.flatten(0, 1)
 
 
 def loss(logits: Tensor, labels: Tensor, entropy_coefficient: float) -> Tensor:
     """Expected regret of costs or cross-entropy of actions, minus an entropy bonus."""
     log_probs = torch.log_softmax(logits, -1)
-    if labels.ndim == 2:
-        error = losses.expected_regret(log_probs, labels)
-    else:
-        error = losses.cross_entropy(log_probs, labels)
-    return error - entropy_coefficient * losses.entropy(log_probs)
+    return losses.imitation(log_probs, labels) - entropy_coefficient * losses.entropy(log_probs)
+
+
+def examples_of(demonstrations: Demonstrations, config: ImitationConfig, *, recurrent: bool) -> Examples:
+    """What is fitted: labels as the configured loss wants them, regrets with a mean of one."""
+    examples = demonstrations.examples(
+        length=config.sequence_length if recurrent else 1, actions=config.loss == "cross_entropy"
+    )
+    if examples.acted:
+        return examples
+    # The loss then does not depend on the cost's unit.
+    return examples._replace(labels=examples.labels / examples.labels.mean().clamp(min=1e-12))
 
 
 def fit(
-    student: Student,
+    student: Any,
     optimiser: torch.optim.Optimizer,
-    demonstrations: Demonstrations,
+    demonstrations: Sequence[Demonstrations],
     config: ImitationConfig,
     round_: int,
     random: np.random.Generator,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    device: str = "cpu",
 ) -> float:
-    """Descend on all demonstrations; returns the mean loss of the last epoch.
+    """Descend on all demonstrations of all parts; returns the mean loss of the last epoch.
 
     Raises:
-        FairleadError: if the loss is not finite.
+        NotFinite: if the loss is not finite.
     """
-    observations, labels = demonstrations.tensors()
-    if labels.ndim == 2:
-        labels = labels / labels.mean().clamp(min=1e-12)  # the loss then does not depend on the cost's unit
+    recurrent = bool(getattr(student, "state_size", 0))
+    parts = [examples_of(each, config, recurrent=recurrent).to(device) for each in demonstrations]
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    size = max(1, config.minibatch // (config.sequence_length if recurrent else 1))
+    with learning_on(device, student, optimiser):
+        return _descend(student, optimiser, parts, config, round_, random, progress, parameters, size)
+
+
+def _descend(
+    student: Any,
+    optimiser: torch.optim.Optimizer,
+    parts: list[Examples],
+    config: ImitationConfig,
+    round_: int,
+    random: np.random.Generator,
+    progress: Callable[[int, int], None],
+    parameters: list[nn.Parameter],
+    size: int,
+) -> float:
     for epoch in range(config.epochs):
         share = (round_ + epoch / config.epochs) / config.rounds
         for group in optimiser.param_groups:
             group["lr"] = config.learning_rate.at(share)
-        total = 0.0
-        for indices in minibatches(len(labels), config.minibatch, random):
-            error = loss(student.logits(observations[indices]), labels[indices], config.entropy_coefficient)
+        total, seen = 0.0, 0
+        for indices in joint_minibatches([part.count for part in parts], size, random):
+            chosen = [part.take(i) for part, i in zip(parts, indices, strict=True) if len(i)]
+            count = sum(part.count for part in chosen)
+            error = torch.stack(
+                [
+                    loss(logits_of(student, part), _flat(part), config.entropy_coefficient)
+                    * (part.count / count)
+                    for part in chosen
+                ]
+            ).sum()
             optimiser.zero_grad(set_to_none=True)
             torch.autograd.backward(error)
             nn.utils.clip_grad_norm_(parameters, config.max_gradient_norm)
             optimiser.step()
-            total += error.item() * len(indices)
-        if not np.isfinite(total):
-            raise FairleadError(f"imitation_loss is not finite in epoch {epoch + 1} of round {round_ + 1}")
+            total += error.item() * count
+            seen += count
+            if not np.isfinite(total):
+                tensors = {f"part {p}: {f}": t for p, e in enumerate(chosen) for f, t in e._asdict().items()}
+                raise NotFinite(
+                    f"imitation_loss is not finite in epoch {epoch + 1} of round {round_ + 1}",
+                    "imitation_loss",
+                    tensors,
+                )
         progress(epoch + 1, config.epochs)
-    return total / len(labels)
+    return total / seen
+
+
+def _flat(examples: Examples) -> Tensor:
+    return examples.labels if examples.states is None else examples.labels.flatten(0, 1)
 
 
 SCORES = ("agreement", "mean_regret", "uniform_regret")
 
 
-def score(student: Student, demonstrations: Demonstrations) -> dict[str, float]:
+def score(
+    student: Any, demonstrations: Sequence[Demonstrations], config: ImitationConfig
+) -> dict[str, float]:
     """How well the student's first choices do by the teacher's labels.
 
     Returns:
         `agreement`: share of decisions whose choice is as good as the teacher's. `mean_regret`: what the
         choices cost above the best, in the teacher's unit, and `uniform_regret`: the same for a uniform
-        choice (NaN for a teacher that only acts).
+        choice (NaN for a teacher that only acts). Means over all decisions of all parts.
     """
-    observations, labels = demonstrations.tensors()
-    with torch.inference_mode():
-        choices = student.logits(observations).argmax(-1)
-    if labels.ndim == 1:
-        numbers = (float((choices == labels).double().mean()), float("nan"), float("nan"))
-    else:
-        regret = labels.gather(1, choices[:, None]).double()
-        numbers = (float((regret == 0).double().mean()), float(regret.mean()), float(labels.double().mean()))
+    rows, sizes = [], []
+    recurrent = bool(getattr(student, "state_size", 0))
+    for part in demonstrations:
+        if not len(part):
+            continue
+        examples = part.examples(length=config.sequence_length if recurrent else 1)
+        with torch.inference_mode():
+            choices = logits_of(student, examples).argmax(-1)
+        labels = _flat(examples)
+        if examples.acted:
+            rows.append((float((choices == labels).double().mean()), float("nan"), float("nan")))
+        else:
+            regret = labels.gather(1, choices[:, None]).double()
+            rows.append(
+                (float((regret == 0).double().mean()), float(regret.mean()), float(labels.double().mean()))
+            )
+        sizes.append(part.decisions)
+    numbers = rows[0] if len(rows) == 1 else np.average(rows, 0, sizes).tolist()
     return dict(zip(SCORES, numbers, strict=True))

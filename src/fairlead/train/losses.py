@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from fairlead.policy.layers import MASKED
+
 
 def _check(dimensions: int, **tensors: Tensor) -> None:
     """All tensors have one shape with that many dimensions: broadcasting never hides a mistake."""
@@ -51,6 +53,25 @@ def entropy(log_probs: Tensor) -> Tensor:
     return -(log_probs.exp() * log_probs).sum(-1).mean()
 
 
+def entropy_share(log_probs: Tensor) -> Tensor:
+    """Mean entropy of (B, A) as a share of the greatest possible, log of the actions that are not masked."""
+    _check(2, log_probs=log_probs)
+    shares = log_probs.exp()
+    possible = (log_probs > 1e-3 * MASKED).sum(-1).clamp(min=2)
+    return (-(shares * log_probs).sum(-1) / possible.log()).mean()
+
+
+def entropy_shortfall(entropy: Tensor, floor: float) -> Tensor:
+    """How far a mean entropy is below its floor, in nats; its gradient pushes the entropy up."""
+    return torch.relu(floor - entropy)
+
+
+def kl_exact(log_probs: Tensor, reference: Tensor) -> Tensor:
+    """Mean KL(policy || reference) in nats, over whole distributions given as (B, A) log-probabilities."""
+    _check(2, log_probs=log_probs, reference=reference)
+    return (log_probs.exp() * (log_probs - reference)).sum(-1).mean()
+
+
 def kl_k3(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
     """KL(old || new) in nats from (B,) actions sampled from the old policy.
 
@@ -72,6 +93,11 @@ def cross_entropy(log_probs: Tensor, actions: Tensor) -> Tensor:
     """Mean negative log-probability of a teacher's actions: (B, A) and (B,)."""
     _check(2, log_probs=log_probs)
     return -chosen(log_probs, actions).mean()
+
+
+def imitation(log_probs: Tensor, labels: Tensor) -> Tensor:
+    """Expected regret where `labels` are regrets (B, A), cross-entropy where they are actions (B,)."""
+    return expected_regret(log_probs, labels) if labels.ndim == 2 else cross_entropy(log_probs, labels)
 
 
 def chosen(log_probs: Tensor, actions: Tensor) -> Tensor:

@@ -1,35 +1,44 @@
-"""Proximal policy optimisation (Schulman et al. 2017), read from top to bottom; start at `iterate`."""
+"""Proximal policy optimisation (Schulman et al. 2017), read from top to bottom; start at `iterate`.
 
-from typing import NamedTuple
+Clusters of different sizes are different *parts*: each has its environment, rollout and scale, and every
+minibatch takes its share of each.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fairlead.errors import FairleadError
 from fairlead.train import losses, returns
-from fairlead.train.batches import minibatches
-from fairlead.train.config import PPOConfig
+from fairlead.train.batches import joint_minibatches
+from fairlead.train.controllers import Knobs
+from fairlead.train.device import learning_on
 from fairlead.train.exploration import behaviour_log_probs
+from fairlead.train.failure import NotFinite
+from fairlead.train.ppo_config import PPOConfig
 from fairlead.train.profiler import Profiler
 from fairlead.train.rollout import ActorCritic, Env, Observation, Rollout, collect
 
 
-class Knobs(NamedTuple):
-    """The scheduled settings, as they are in one iteration."""
+@dataclass
+class Part:
+    """Clusters of one size."""
 
-    actor_learning_rate: float
-    critic_learning_rate: float
-    entropy_coefficient: float
-    kl_coefficient: float
-    temperature: float
-    epsilon: float
-    train_actor: bool
-    """False while the critic warms up."""
+    env: Env
+    rollout: Rollout
+    scale: returns.RewardScale
+    observation: Observation | None = None
+    """At the decision at hand; None: an episode is to begin."""
 
 
 class Batch(NamedTuple):
-    """Decisions to learn from, with no order left: first axis N."""
+    """Decisions to learn from, with no order left: first axis N.
+
+    For a network with a memory, N sequences of L decisions: all but `states` have a second axis L.
+    """
 
     observations: Tensor
     actions: Tensor
@@ -38,6 +47,20 @@ class Batch(NamedTuple):
     advantages: Tensor
     targets: Tensor
     """Of the value function."""
+    reference: Tensor | None = None
+    """(N, A) log-probabilities of the frozen reference policy."""
+    states: Tensor | None = None
+    """(N, R, S) what was remembered before each sequence's own first step."""
+    starts: Tensor | None = None
+    """(N, L) whether an episode begins at a step."""
+
+    def to(self, device: str) -> "Batch":
+        """The same on another device."""
+        return self if device == "cpu" else Batch(*(None if t is None else t.to(device) for t in self))  # type: ignore[arg-type]
+
+    def take(self, indices: Tensor) -> "Batch":
+        """The decisions (or sequences) at `indices`."""
+        return Batch(*(None if tensor is None else tensor[indices] for tensor in self))  # type: ignore[arg-type]
 
 
 class Terms(NamedTuple):
@@ -49,35 +72,63 @@ class Terms(NamedTuple):
     entropy: Tensor
     kl: Tensor
     clip_fraction: Tensor
+    entropy_share: Tensor
+    """Entropy as a share of the greatest possible."""
+    reference_kl: Tensor
+    cloning_loss: Tensor
 
 
 def iterate(
     network: ActorCritic,
     optimiser: torch.optim.Optimizer,
-    env: Env,
-    rollout: Rollout,
-    observation: Observation,
-    scale: returns.RewardScale,
+    parts: Sequence[Part],
     config: PPOConfig,
     knobs: Knobs,
     random: np.random.Generator,
     profiler: Profiler,
-) -> tuple[Observation, dict[str, float]]:
-    """Rollout, advantages, update. Returns the next observation and the metrics."""
-    observation = collect(
-        network,
-        env,
-        rollout,
-        observation,
-        random,
-        profiler,
-        temperature=knobs.temperature,
-        epsilon=knobs.epsilon,
-    )
+    *,
+    reference: ActorCritic | None = None,
+    cloning: Sequence[tuple[Tensor, Tensor]] = (),
+    device: str = "cpu",
+) -> dict[str, float]:
+    """Rollouts, advantages, update. Leaves the next observations in the parts; returns the metrics.
+
+    Args:
+        network: acts on the CPU and learns on `device`.
+        optimiser: of its parameters.
+        parts: clusters of one size each.
+        config: the settings.
+        knobs: those that change, as they are now.
+        random: draws actions and minibatches.
+        profiler: told where the time goes.
+        reference: the frozen policy to stay near, if any.
+        cloning: observations and labels of demonstrations, if they are still to be imitated.
+        device: where to learn.
+    """
+    for part in parts:
+        assert part.observation is not None
+        part.observation = collect(
+            network,
+            part.env,
+            part.rollout,
+            part.observation,
+            random,
+            profiler,
+            temperature=knobs.temperature,
+            epsilon=knobs.epsilon,
+            sequence_length=config.sequence_length,
+        )
     with profiler.phase("learn"):
-        batch = make_batch(rollout, scale, config, getattr(env, "group", 1))
-        metrics = update(network, optimiser, batch, config, knobs, random)
-    return observation, metrics | describe(rollout, batch, scale)
+        batches = [
+            make_batch(part.rollout, part.scale, config, getattr(part.env, "group", 1)) for part in parts
+        ]
+        if reference is not None and knobs.reference_kl > 0:
+            batches = [b._replace(reference=log_probs_of(reference, b.observations)) for b in batches]
+        with learning_on(device, network, optimiser):
+            there = [batch.to(device) for batch in batches]
+            shown = [(x.to(device), y.to(device)) for x, y in cloning] if knobs.cloning > 0 else []
+            metrics = update(network, optimiser, there, config, knobs, random, shown)
+    return metrics | describe(parts, batches)
 
 
 def make_batch(rollout: Rollout, scale: returns.RewardScale, config: PPOConfig, group: int) -> Batch:
@@ -85,7 +136,7 @@ def make_batch(rollout: Rollout, scale: returns.RewardScale, config: PPOConfig, 
     discounts = returns.time_discounts(rollout.elapsed_s, config.horizon_s)
     scale.update(rollout.rewards, discounts, rollout.ends)
     advantages, targets = returns.gae(
-        rollout.rewards / scale.scale,
+        rollout.rewards / (scale.scale if config.normalise_rewards else 1.0),
         rollout.values.astype(np.float64),
         rollout.next_values.astype(np.float64),
         discounts,
@@ -95,63 +146,100 @@ def make_batch(rollout: Rollout, scale: returns.RewardScale, config: PPOConfig, 
     if config.group_baseline and group > 1:
         advantages = returns.subtract_group_mean(advantages, group)
     advantages = returns.normalise(advantages, config.advantage_normalisation, group)
-    return Batch(
-        torch.from_numpy(rollout.observations).flatten(0, 1),
-        torch.from_numpy(rollout.actions).flatten(),
-        torch.from_numpy(rollout.log_probs).flatten(),
-        torch.from_numpy(rollout.values).flatten(),
-        torch.from_numpy(advantages.astype(np.float32)).flatten(),
-        torch.from_numpy(targets.astype(np.float32)).flatten(),
+    arrays = (
+        rollout.observations,
+        rollout.actions,
+        rollout.log_probs,
+        rollout.values,
+        advantages.astype(np.float32),
+        targets.astype(np.float32),
     )
+    tensors = [torch.from_numpy(array) for array in arrays]
+    if not rollout.states:
+        return Batch(*(tensor.flatten(0, 1) for tensor in tensors))
+    length = rollout.sequence_length
+    starts = torch.zeros(tensors[1].shape, dtype=torch.bool)
+    starts[1:] = torch.from_numpy(rollout.ends[:-1])
+    sequences = [as_sequences(tensor, length) for tensor in (*tensors, starts)]
+    states = torch.stack(rollout.states).flatten(0, 1)
+    return Batch(*sequences[:6])._replace(states=states, starts=sequences[6])
+
+
+def as_sequences(steps: Tensor, length: int) -> Tensor:
+    """(T, K, ...) -> (T/length * K, length, ...): consecutive steps of one cluster each."""
+    sequences: Tensor = steps.view(-1, length, *steps.shape[1:]).transpose(1, 2).flatten(0, 1)
+    return sequences
+
+
+def log_probs_of(network: ActorCritic, observations: Tensor) -> Tensor:
+    """(N, A) log-probabilities of a policy without temperature or epsilon, a few thousand at a time."""
+    with torch.no_grad():
+        parts = [torch.log_softmax(network.logits(part), -1) for part in torch.split(observations, 8192)]
+    return torch.cat(parts)
 
 
 def update(
     network: ActorCritic,
     optimiser: torch.optim.Optimizer,
-    batch: Batch,
+    batches: Sequence[Batch],
     config: PPOConfig,
     knobs: Knobs,
     random: np.random.Generator,
+    cloning: Sequence[tuple[Tensor, Tensor]] = (),
 ) -> dict[str, float]:
     """Several epochs of minibatch descent; returns the means of the loss's parts.
 
     Raises:
-        FairleadError: if the loss or its gradient is not finite.
+        NotFinite: if the loss or its gradient is not finite.
     """
     actor, critic = list(network.actor_parameters()), list(network.critic_parameters())
     set_learning_rates(optimiser, knobs.actor_learning_rate, knobs.critic_learning_rate)
     for parameter in actor:
         parameter.requires_grad_(knobs.train_actor)
     trained = actor + critic if knobs.train_actor else critic
+    length = batches[0].actions.shape[1] if batches[0].actions.ndim == 2 else 1
+    size = max(1, config.minibatch // length)
     history: list[list[float]] = []
     for epoch in range(config.epochs):
-        for indices in minibatches(len(batch.actions), config.minibatch, random):
-            minibatch = Batch(*(tensor[indices] for tensor in batch))
-            terms = minibatch_loss(network, minibatch, config, knobs)
+        for indices in joint_minibatches([len(batch.actions) for batch in batches], size, random):
+            minibatch = [b.take(i) for b, i in zip(batches, indices, strict=True) if len(i)]
+            terms = joint_loss(network, minibatch, config, knobs)
+            if cloning:
+                terms = _add_cloning(network, terms, cloning, config, knobs, random)
             optimiser.zero_grad(set_to_none=True)
             torch.autograd.backward(terms.loss)
             norm = nn.utils.clip_grad_norm_(trained, config.max_gradient_norm)
             history.append([each.item() for each in (*terms, norm)])
-            _check_finite(history[-1], epoch, len(history))
+            _check_finite(history[-1], epoch, len(history), network, minibatch)
             if config.early_stop_kl is not None and terms.kl.item() > config.early_stop_kl:
                 return _means(history)
             optimiser.step()
     return _means(history)
 
 
+def joint_loss(network: ActorCritic, batches: Sequence[Batch], config: PPOConfig, knobs: Knobs) -> Terms:
+    """The mean over the decisions of all parts."""
+    if len(batches) == 1:
+        return minibatch_loss(network, batches[0], config, knobs)
+    total = sum(len(batch.actions) for batch in batches)
+    found = [minibatch_loss(network, batch, config, knobs) for batch in batches]
+    shares = [len(batch.actions) / total for batch in batches]
+    weighted = [[share * term for term in terms] for share, terms in zip(shares, found, strict=True)]
+    return Terms(*(torch.stack(each).sum() for each in zip(*weighted, strict=True)))
+
+
 def minibatch_loss(network: ActorCritic, batch: Batch, config: PPOConfig, knobs: Knobs) -> Terms:
-    """Clipped surrogate + value loss - entropy bonus + KL penalty."""
+    """Clipped surrogate + value loss - entropy bonus + entropy floor + KL terms."""
     zero = torch.zeros(())
     if not knobs.train_actor:
-        value_loss = losses.value_loss(
-            network.value(batch.observations), batch.targets, batch.values, config.value_clip
-        )
-        return Terms(config.value_coefficient * value_loss, zero, value_loss, zero, zero, zero)
-    logits, values = network(batch.observations)
+        values, _, batch = _evaluate(network, batch, config.burn_in, actor=False)
+        value_loss = losses.value_loss(values, batch.targets, batch.values, config.value_clip)
+        return Terms(config.value_coefficient * value_loss, zero, value_loss, *[zero] * 6)
+    values, logits, batch = _evaluate(network, batch, config.burn_in, actor=True)
     log_probs = behaviour_log_probs(logits, knobs.temperature, knobs.epsilon)
     log_prob = losses.chosen(log_probs, batch.actions)
     policy_loss, clip_fraction = losses.clipped_surrogate(
-        log_prob, batch.log_probs, batch.advantages, config.clip
+        log_prob, batch.log_probs, batch.advantages, knobs.clip
     )
     value_loss = losses.value_loss(values, batch.targets, batch.values, config.value_clip)
     entropy = losses.entropy(log_probs)
@@ -159,7 +247,53 @@ def minibatch_loss(network: ActorCritic, batch: Batch, config: PPOConfig, knobs:
     loss = policy_loss + config.value_coefficient * value_loss - knobs.entropy_coefficient * entropy
     if config.kl_control != "none":
         loss = loss + knobs.kl_coefficient * kl
-    return Terms(loss, policy_loss, value_loss, entropy, kl, clip_fraction)
+    if config.entropy_floor is not None:
+        loss = loss + config.entropy_floor_coefficient * losses.entropy_shortfall(
+            entropy, config.entropy_floor
+        )
+    reference_kl = zero
+    if batch.reference is not None:
+        reference_kl = losses.kl_exact(torch.log_softmax(logits, -1), batch.reference)
+        loss = loss + knobs.reference_kl * reference_kl
+    share = losses.entropy_share(log_probs.detach())
+    return Terms(loss, policy_loss, value_loss, entropy, kl, clip_fraction, share, reference_kl, zero)
+
+
+def _evaluate(
+    network: ActorCritic, batch: Batch, burn_in: int, *, actor: bool
+) -> tuple[Tensor, Tensor, Batch]:
+    """Values and logits of a batch, and the batch as single decisions; logits are empty if not needed."""
+    if batch.states is None:
+        if actor:
+            logits, values = network(batch.observations)
+            return values, logits, batch
+        return network.value(batch.observations), torch.empty(0), batch
+    assert batch.starts is not None
+    logits, values = network.sequence(batch.observations, batch.states, batch.starts)
+    fields = [
+        None if tensor is None else tensor[:, burn_in:].flatten(0, 1)
+        for tensor in (*batch[:6], batch.reference)
+    ]
+    return values[:, burn_in:].flatten(), logits[:, burn_in:].flatten(0, 1), Batch(*fields)  # type: ignore[arg-type]
+
+
+def _add_cloning(
+    network: ActorCritic,
+    terms: Terms,
+    cloning: Sequence[tuple[Tensor, Tensor]],
+    config: PPOConfig,
+    knobs: Knobs,
+    random: np.random.Generator,
+) -> Terms:
+    """The loss of imitation on some demonstrations of each part, with its fading weight."""
+    found = []
+    for observations, labels in cloning:
+        count = min(len(labels), max(1, config.cloning_minibatch // len(cloning)))
+        chosen = torch.from_numpy(random.integers(0, len(labels), count))
+        log_probs = torch.log_softmax(network.logits(observations[chosen]), -1)
+        found.append(losses.imitation(log_probs, labels[chosen]))
+    loss = torch.stack(found).mean()
+    return terms._replace(loss=terms.loss + knobs.cloning * loss, cloning_loss=loss)
 
 
 def make_optimiser(network: ActorCritic) -> torch.optim.Adam:
@@ -177,31 +311,7 @@ def set_learning_rates(optimiser: torch.optim.Optimizer, actor: float, critic: f
         group["lr"] = rate
 
 
-def next_kl_coefficient(coefficient: float, kl: float, config: PPOConfig) -> float:
-    """The penalty's weight for the next iteration (section 4 of the PPO paper, with `adaptive`)."""
-    if config.kl_control != "adaptive":
-        return coefficient
-    if kl > 1.5 * config.kl_target:
-        return min(2 * coefficient, 100.0)
-    return max(coefficient / 2, 1e-4) if kl < config.kl_target / 1.5 else coefficient
-
-
-def knobs_at(config: PPOConfig, iteration: int, kl_coefficient: float) -> Knobs:
-    """The settings of iteration 0, 1, ...; progress starts after the critic's warm-up."""
-    done = max(0, iteration - config.critic_warmup_iterations)
-    progress = min(1.0, done / max(1, config.iterations - 1))
-    return Knobs(
-        config.actor_learning_rate.at(progress),
-        config.critic_learning_rate.at(progress),
-        config.entropy_coefficient.at(progress),
-        kl_coefficient,
-        config.temperature.at(progress),
-        config.epsilon.at(progress),
-        iteration >= config.critic_warmup_iterations,
-    )
-
-
-LOSSES = ("loss", "policy_loss", "value_loss", "entropy", "kl", "clip_fraction", "gradient_norm")
+LOSSES = (*Terms._fields, "gradient_norm")
 ROLLOUTS = ("reward_mean", "reward_std", "reward_scale", "explained_variance", "largest_action_share")
 
 
@@ -209,25 +319,43 @@ def _means(history: list[list[float]]) -> dict[str, float]:
     return dict(zip(LOSSES, np.mean(history, 0).tolist(), strict=True))
 
 
-def _check_finite(row: list[float], epoch: int, minibatch: int) -> None:
+def _check_finite(
+    row: list[float], epoch: int, minibatch: int, network: ActorCritic, batches: Sequence[Batch]
+) -> None:
     for name, number in zip(LOSSES, row, strict=True):
         if not np.isfinite(number):
-            raise FairleadError(
-                f"{name} is not finite in epoch {epoch + 1}, minibatch {minibatch} of the update; "
-                "a lower learning rate may help"
+            inputs: dict[str, Any] = {
+                f"part {p}: {field_}": tensor
+                for p, batch in enumerate(batches)
+                for field_, tensor in batch._asdict().items()
+                if tensor is not None
+            }
+            wrong = [key for key, tensor in inputs.items() if not torch.isfinite(tensor).all()]
+            blamed = f" (already not finite in the batch: {', '.join(wrong)})" if wrong else ""
+            raise NotFinite(
+                f"{name} is not finite in epoch {epoch + 1}, minibatch {minibatch} of the update{blamed}; "
+                "a lower learning rate may help",
+                wrong[0] if wrong else name,
+                inputs,
             )
 
 
-def describe(rollout: Rollout, batch: Batch, scale: returns.RewardScale) -> dict[str, float]:
-    """Metrics of a rollout; rewards as the environment gave them."""
-    targets = batch.targets.numpy()
-    residual = float(np.var(targets - batch.values.numpy()))
-    shares = np.bincount(rollout.actions.ravel()) / rollout.actions.size
-    numbers = (
-        float(rollout.rewards.mean()),
-        float(rollout.rewards.std()),
-        scale.scale,
-        1.0 - residual / max(float(np.var(targets)), 1e-12),
-        float(shares.max()),
-    )
+def describe(parts: Sequence[Part], batches: Sequence[Batch]) -> dict[str, float]:
+    """Metrics of the rollouts; rewards as the environments gave them. Means over parts, by decisions."""
+    rows, sizes = [], []
+    for part, batch in zip(parts, batches, strict=True):
+        targets = batch.targets.numpy()
+        residual = float(np.var(targets - batch.values.numpy()))
+        shares = np.bincount(part.rollout.actions.ravel()) / part.rollout.actions.size
+        rows.append(
+            (
+                float(part.rollout.rewards.mean()),
+                float(part.rollout.rewards.std()),
+                part.scale.scale,
+                1.0 - residual / max(float(np.var(targets)), 1e-12),
+                float(shares.max()),
+            )
+        )
+        sizes.append(part.rollout.actions.size)
+    numbers = rows[0] if len(rows) == 1 else np.average(rows, 0, sizes).tolist()
     return dict(zip(ROLLOUTS, numbers, strict=True))

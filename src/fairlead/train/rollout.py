@@ -50,6 +50,23 @@ class ActorCritic(Protocol):
         """Logits (B, A) and values (B,) of observations (B, ...)."""
         ...
 
+    @property
+    def state_size(self) -> int:
+        """Numbers that it remembers for each replica; 0: decisions depend on the observation alone."""
+        ...
+
+    def initial_state(self, batch: int, replicas: int) -> Tensor:
+        """Nothing remembered: (batch, replicas, state_size)."""
+        ...
+
+    def step(self, observation: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """With a memory: logits, values and the next state."""
+        ...
+
+    def sequence(self, observations: Tensor, state: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+        """With a memory: logits (B, L, A) and values (B, L) of consecutive steps."""
+        ...
+
     def logits(self, observation: Tensor) -> Tensor:
         """The logits alone."""
         ...
@@ -84,6 +101,11 @@ class Rollout:
         self.elapsed_s = np.empty(shape, np.float64)
         self.ends = np.empty(shape, np.bool_)
         """Whether the episode ended after the decision, one way or the other."""
+        self.memory: Tensor | None = None
+        """(K, R, S) what the network remembers before the coming decision; None: nothing."""
+        self.states: list[Tensor] = []
+        """With a memory: (K, R, S) before every `sequence_length`-th decision of the rollout."""
+        self.sequence_length = 1
 
     def __len__(self) -> int:
         """Decisions per cluster."""
@@ -100,12 +122,19 @@ def collect(
     *,
     temperature: float = 1.0,
     epsilon: float = 0.0,
+    sequence_length: int = 1,
 ) -> Observation:
     """Fill `rollout` from `observation` on; returns the observation that comes next.
+
+    A network with a memory goes on from `rollout.memory` and leaves its last state there.
 
     Raises:
         FairleadError: if an observation, a reward or a logit is not finite.
     """
+    if network.state_size:
+        return _collect_with_memory(
+            network, env, rollout, observation, random, profiler, temperature, epsilon, sequence_length
+        )
     clusters = env.num_envs
     uniforms = torch.from_numpy(random.random((len(rollout), clusters), np.float32))
     with torch.inference_mode(), torch_threads(ACTING):
@@ -138,6 +167,55 @@ def collect(
         last = network.value(torch.from_numpy(np.asarray(observation, np.float32))).numpy()
     following = np.concatenate([rollout.values[1:], last[None]])
     rollout.next_values = np.where(rollout.ends, rollout.next_values, following)
+    _check_finite(rollout)
+    return observation
+
+
+def _collect_with_memory(
+    network: ActorCritic,
+    env: Env,
+    rollout: Rollout,
+    observation: Observation,
+    random: np.random.Generator,
+    profiler: Profiler,
+    temperature: float,
+    epsilon: float,
+    sequence_length: int,
+) -> Observation:
+    """The same for a network that remembers: acting and judging are one, step by step."""
+    clusters = env.num_envs
+    state = rollout.memory
+    if state is None:
+        state = network.initial_state(clusters, observation.shape[1])
+    rollout.states, rollout.sequence_length = [], sequence_length
+    uniforms = torch.from_numpy(random.random((len(rollout), clusters), np.float32))
+    with torch.inference_mode(), torch_threads(ACTING):
+        for t in range(len(rollout)):
+            rollout.observations[t] = observation
+            with profiler.phase("forward"):
+                if t % sequence_length == 0:
+                    rollout.states.append(state.clone())
+                logits, values, state = network.step(torch.from_numpy(rollout.observations[t]), state)
+                log_probs = behaviour_log_probs(logits, temperature, epsilon)
+                actions = sample(log_probs, uniforms[t])
+                rollout.actions[t] = actions.numpy()
+                rollout.log_probs[t] = chosen(log_probs, actions).numpy()
+                rollout.values[t] = values.numpy()
+            with profiler.phase("simulate"):
+                observation, rewards, terminated, truncated, info = env.step(rollout.actions[t])
+            rollout.rewards[t] = rewards
+            rollout.elapsed_s[t] = info["elapsed_s"]
+            np.logical_or(terminated, truncated, out=rollout.ends[t])
+            ended = rollout.ends[t]
+            if ended.any():
+                last = torch.from_numpy(np.asarray(info["final_obs"], np.float32))
+                final = network.step(last, state)[1].numpy()
+                rollout.next_values[t] = np.where(terminated, 0.0, final)
+                state = state * torch.from_numpy(~ended)[:, None, None]
+        following = network.step(torch.from_numpy(np.asarray(observation, np.float32)), state)[1]
+    values_after = np.concatenate([rollout.values[1:], following.numpy()[None]])
+    rollout.next_values = np.where(rollout.ends, rollout.next_values, values_after)
+    rollout.memory = state.clone()
     _check_finite(rollout)
     return observation
 

@@ -4,21 +4,17 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from fairlead.env.vector import RouterVectorEnv
 from fairlead.errors import FairleadError
-from fairlead.policy.heuristics import Heuristic
+from fairlead.policy.heuristics import HEURISTICS
 from fairlead.policy.network import NetworkRouter
-from fairlead.train import imitation, trainer
+from fairlead.train import trainer
 from fairlead.train.config import TrainConfig
-from fairlead.train.imitation import Teacher
+from fairlead.train.teachers import make_teacher
 from fairlead.train.tracking import Progress
-from fairlead.train.trainer import TrainResult
-from fairlead.train.validation import Validation
+from fairlead.train.trainer import Judgement, TrainResult
+from fairlead.train.validation import Validations
 from fairlead.workload.scenario import Scenario
 
 OnProgress = Callable[[str, float, float], None]
@@ -32,14 +28,14 @@ CONFIG_FILE = "config.json"
 class Judge:
     """The held-out evaluation of a run, and the milestones that it passed."""
 
-    def __init__(self, validation: Validation, say: Say) -> None:
+    def __init__(self, validation: Validations, say: Say) -> None:
         """`say` is told when every heuristic is beaten for the first time."""
         self._validation = validation
         self._say = say
         self._started = time.monotonic()
         self.beat_heuristics_after_s: float | None = None
 
-    def __call__(self, router: NetworkRouter) -> float:
+    def __call__(self, router: NetworkRouter) -> Judgement:
         """The mean ratio of the policy's objective to that of the best heuristic; below 1 it wins."""
         report = self._validation(router)
         if self.beat_heuristics_after_s is None and report.objective < 1.0:
@@ -48,7 +44,7 @@ class Judge:
                 f"after {self.beat_heuristics_after_s:.0f} s the policy beats each setting's best heuristic "
                 f"by {100 * (1 - report.objective):.1f} % on average, in {100 * report.beaten:.0f} % of them"
             )
-        return report.objective
+        return Judgement(report.objective, report.against)
 
 
 def train(
@@ -63,7 +59,7 @@ def train(
 
     Args:
         config: all settings (of a run that is resumed: those it began with, whatever is given here).
-        scenarios: with one number of replicas; empty when resuming.
+        scenarios: of one or several sizes; empty when resuming.
         out: directory of the run.
         resume: go on from its checkpoint.
         progress: told how far each phase is.
@@ -77,40 +73,44 @@ def train(
         config, scenarios = saved_run(out)
     else:
         trainer.check_free(out)
-    sizes = sorted({scenario.num_replicas for scenario in scenarios})
-    if len(sizes) > 1:
-        raise FairleadError(
-            f"scenarios with {' and '.join(map(str, sizes))} replicas cannot be trained on together: name "
-            "those of one size (the policy runs on any)"
-        )
-    teacher = None if config.imitation is None else make_teacher(config.teacher)
-    validation = Validation(scenarios, config.validation.loads, config.validation_favors)
+    by_size: dict[int, list[Scenario]] = {}
+    for scenario in sorted(scenarios, key=lambda each: each.num_replicas):
+        by_size.setdefault(scenario.num_replicas, []).append(scenario)
+    _check_curriculum(config, by_size)
+    teacher = None if config.imitation is None else make_teacher(config.teacher, privileged=config.privileged)
+    validation = Validations(scenarios, config.validation.loads, config.validation_favors)
     judge = Judge(validation, say)
 
-    def environment(num_envs: int, group: int) -> RouterVectorEnv:
+    def environments(total: int, group: int) -> list[RouterVectorEnv]:
         settings = config.environment
         length = config.ppo.rollout_steps * config.ppo.reset_every
-        return RouterVectorEnv(
-            scenarios,
-            # Groups are dealt the scenarios in turn: with fewer groups, the last ones would never be seen.
-            num_envs=max(num_envs, group * len(scenarios)),
-            group=group,
-            episode_requests=length,
-            load=settings.load,
-            favor=settings.favor,
-        )
+        counts = [len(each) for each in by_size.values()]
+        return [
+            RouterVectorEnv(
+                those,
+                num_envs=num_envs,
+                group=group,
+                episode_requests=length,
+                load=settings.load,
+                favor=settings.favor,
+                reward=settings.reward,
+                safety=settings.safety,
+            )
+            for those, num_envs in zip(by_size.values(), shares(total, counts, group), strict=True)
+        ]
 
     kept = json.dumps([s.model_dump(mode="json") for s in scenarios], indent=1)
     result = trainer.train(
         config,
         out,
-        lambda: environment(config.environment.num_envs, config.environment.group),
-        make_imitation_env=lambda: environment(config.environment.imitation_envs, 1),
+        lambda: environments(config.environment.num_envs, config.environment.group),
+        make_imitation_env=lambda: environments(config.environment.imitation_envs, 1),
         teacher=teacher,
         evaluate=judge,
-        on_progress=lambda event: _show(event, progress),
+        on_progress=lambda event: _show(event, progress, say),
         resume=resume,
         extra_files={SCENARIOS_FILE: kept},
+        heuristics=tuple(HEURISTICS),
     )
     if judge.beat_heuristics_after_s is None and not resume:
         say("no policy of this run was better than the best heuristic on average")
@@ -132,31 +132,46 @@ def saved_run(out: Path) -> tuple[TrainConfig, list[Scenario]]:
         raise FairleadError(f"{out} holds no training run that can be resumed ({error})") from None
 
 
-def make_teacher(name: str) -> Teacher:
-    """The teacher called `name`: lookahead, or a heuristic whose choices follow from the view.
+def shares(total: int, counts: Sequence[int], group: int) -> list[int]:
+    """About `total` clusters dealt to sizes of which there are `counts` scenarios, in whole groups.
+
+    Every scenario gets at least one group, even if that takes more clusters: groups are dealt the scenarios in
+    turn, and with fewer the last ones would never be seen. The others follow in proportion.
+    """
+    given = list(counts)
+    for _ in range(total // group - sum(counts)):
+        behind = [sum(given) * n / sum(counts) - have for n, have in zip(counts, given, strict=True)]
+        given[behind.index(max(behind))] += 1
+    return [each * group for each in given]
+
+
+def _check_curriculum(config: TrainConfig, by_size: dict[int, list[Scenario]]) -> None:
+    """Every stage that names scenarios names known ones, and some of each size.
 
     Raises:
-        FairleadError: for an unknown router, and for one that cannot be imitated.
+        FairleadError: if one does not.
     """
-    if name == "lookahead":
-        return imitation.lookahead()
-    if name in ("random", "round_robin", "p2c"):
-        raise FairleadError(
-            f"{name} cannot be imitated: its choices do not follow from what a router sees; "
-            "take another teacher, for example lookahead or least_work"
+    for stage in config.environment.curriculum:
+        if stage.scenarios is None:
+            continue
+        known = {s.name for those in by_size.values() for s in those}
+        for name in sorted(set(stage.scenarios) - known):
+            raise FairleadError(f"the stage at {stage.begins:g} names {name}, which is not trained on")
+        for size, those in by_size.items():
+            if not any(s.name in stage.scenarios for s in those):
+                raise FairleadError(
+                    f"the stage at {stage.begins:g} names no scenario with {size} replicas: name one"
+                )
+
+
+def _show(event: Progress, progress: OnProgress, say: Say) -> None:
+    if event.stage == "curriculum":
+        low, high = event.metrics["load_low"], event.metrics["load_high"]
+        say(
+            f"iteration {event.done}: stage {event.metrics['stage'] + 1:.0f} of the curriculum begins, "
+            f"load {low:.2f} to {high:.2f}"
         )
-    router = Heuristic(name)
-
-    def label(env: Any) -> npt.NDArray[np.int64]:
-        if env.num_envs != len(router.states):
-            router.reset(env.num_envs, env.clusters.R, 0)
-        return router.route(env.clusters.view)
-
-    return Teacher(name, label)
-
-
-def _show(event: Progress, progress: OnProgress) -> None:
-    if event.stage != "evaluation":
+    elif event.stage != "evaluation":
         progress(event.stage, event.done, event.total)
 
 

@@ -5,8 +5,10 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 from torch.utils.tensorboard import SummaryWriter
 
 from fairlead.errors import FairleadError
@@ -74,6 +76,11 @@ class Tracker:
         for name, value in row.items():
             if name != self._number and not math.isnan(value):
                 self._board.add_scalar(name, value, int(row[self._number]))
+
+    def histogram(self, name: str, values: npt.NDArray[np.floating[Any]], number: int) -> None:
+        """The distribution of many values at once, in TensorBoard."""
+        if len(values):
+            self._board.add_histogram(name, values, number)
 
     def __enter__(self) -> "Tracker":
         """Use as a context manager."""

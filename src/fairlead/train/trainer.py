@@ -5,18 +5,22 @@ A run lives in one directory: `config.json`, `checkpoint.pt` (written between it
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from fairlead.errors import FairleadError
 from fairlead.policy.artefact import export_onnx
-from fairlead.policy.network import NetworkRouter
-from fairlead.train import checkpoint, imitation, ppo
+from fairlead.policy.network import NetworkRouter, RouterNetwork
+from fairlead.train import checkpoint, imitation, logs, ppo
 from fairlead.train.config import ImitationConfig, TrainConfig
-from fairlead.train.imitation import Teacher
+from fairlead.train.curriculum import Setting, setting_at
+from fairlead.train.device import check_device
+from fairlead.train.failure import NotFinite, dump
+from fairlead.train.ppo import Part
 from fairlead.train.rollout import Env, Rollout
 from fairlead.train.state import (
     Best,
@@ -25,34 +29,29 @@ from fairlead.train.state import (
     env_seed,
     episode_start,
     fresh,
+    new_network,
     restore,
 )
+from fairlead.train.teachers import Teacher, lookahead
 from fairlead.train.threads import ACTING, torch_threads
 from fairlead.train.tracking import Progress, Tracker
 from fairlead.view.features import FEATURES
 
-Evaluate = Callable[[NetworkRouter], float]
-"""Held-out objective of a router; lower is better."""
-OnProgress = Callable[[Progress], None]
 
-SETTINGS = ("actor_learning_rate", "critic_learning_rate", "entropy_coefficient", "kl_coefficient")
-TRAINING_COLUMNS = (
-    "iteration",
-    "charts/decisions",
-    "charts/seconds",
-    "charts/decisions_per_s",
-    *(f"charts/{name}" for name in (*SETTINGS, "temperature", "epsilon", *ppo.ROLLOUTS)),
-    *(f"losses/{name}" for name in ppo.LOSSES),
-    "evaluation/objective",
-)
-IMITATION_COLUMNS = (
-    "round",
-    "imitation/decisions",
-    "imitation/seconds",
-    "imitation/loss",
-    *(f"imitation/{name}" for name in imitation.SCORES),
-    "imitation/driving_agreement",
-)
+class Judgement(NamedTuple):
+    """What a held-out evaluation found."""
+
+    objective: float
+    """Lower is better."""
+    against: Mapping[str, float] = {}
+    """The policy's objective divided by that of each heuristic."""
+
+
+Evaluate = Callable[[NetworkRouter], float | Judgement]
+"""Held-out evaluation of a router."""
+MakeEnvs = Callable[[], Env | Sequence[Env]]
+"""One vector environment, or one for each size of cluster."""
+OnProgress = Callable[[Progress], None]
 
 
 class TrainingInterrupted(FairleadError):
@@ -87,19 +86,22 @@ class Run:
     on_progress: OnProgress
     features: tuple[str, ...]
     extra_files: Mapping[str, str]
+    heuristics: tuple[str, ...]
 
     def save(self, state: TrainState) -> None:
         """Write the checkpoint."""
         with state.profiler.phase("checkpoint"):
             checkpoint.save(self.directory / "checkpoint.pt", contents(state), self.config)
 
-    def judge(self, state: TrainState) -> float:
+    def judge(self, state: TrainState) -> Judgement:
         """Evaluate the network as it is and keep it if it is the best; NaN without an evaluation."""
         if self.evaluate is None:
-            return float("nan")
+            return Judgement(float("nan"))
         self.on_progress(Progress("evaluation", state.iteration, self.config.ppo.total_iterations, {}))
         with state.profiler.phase("evaluate"), torch_threads(ACTING):
-            objective = float(self.evaluate(NetworkRouter(state.network)))
+            found = self.evaluate(NetworkRouter(state.network))
+        judgement = found if isinstance(found, Judgement) else Judgement(float(found))
+        objective = float(judgement.objective)
         if objective != objective:
             raise FairleadError(f"the evaluation after iteration {state.iteration} gave NaN")
         state.history.append(
@@ -114,7 +116,8 @@ class Run:
             weights = {name: tensor.clone() for name, tensor in state.network.state_dict().items()}
             state.best = Best(objective, state.iteration, weights)
             self.export(state)
-        return objective
+        state.controllers.after_evaluation(self.config.ppo.pulses, objective, dict(judgement.against))
+        return judgement
 
     def export(self, state: TrainState) -> Path:
         """Write the network as it is to `policy.onnx`."""
@@ -133,22 +136,23 @@ class Run:
 def train(
     config: TrainConfig,
     directory: Path,
-    make_env: Callable[[], Env],
+    make_env: MakeEnvs,
     *,
-    make_imitation_env: Callable[[], Env] | None = None,
+    make_imitation_env: MakeEnvs | None = None,
     teacher: Teacher | None = None,
     evaluate: Evaluate | None = None,
     on_progress: OnProgress = lambda progress: None,
     resume: bool = False,
     features: tuple[str, ...] = FEATURES,
     extra_files: Mapping[str, str] | None = None,
+    heuristics: tuple[str, ...] = (),
 ) -> TrainResult:
     """Train a policy.
 
     Args:
         config: all settings.
         directory: of the run; new or empty, or that of the run to resume.
-        make_env: the clusters to train on.
+        make_env: the clusters to train on: one vector environment, or one for each size of cluster.
         make_imitation_env: the clusters to imitate on, preferably few and each with its own arrivals; by
             default those of `make_env`.
         teacher: whom to imitate; by default lookahead at the environment's own weights.
@@ -157,24 +161,29 @@ def train(
         resume: continue from the directory's checkpoint, bit for bit.
         features: names of the last axis of the observations.
         extra_files: further text files for a fresh directory, by name.
+        heuristics: names that `evaluate` compares with, for the log.
 
     Raises:
-        FairleadError: if the directory holds another run, there is nothing to resume, or a number is not
-            finite.
+        FairleadError: if the directory holds another run, there is nothing to resume, the device is not
+            there, or a number is not finite (then `failure.pt` holds what it came from).
         TrainingInterrupted: on Ctrl-C; the checkpoint is complete.
     """
-    run = Run(config, directory, evaluate, on_progress, features, extra_files or {})
+    check_device(config.device)
+    run = Run(config, directory, evaluate, on_progress, features, extra_files or {}, heuristics)
     state: TrainState | None = None
     with torch_threads(config.threads), torch.random.fork_rng(devices=[]):
         try:
             state = _begin(run, resume)
             if config.imitation is not None and state.imitation_round < config.imitation.rounds:
-                _imitate(run, state, config.imitation, (make_imitation_env or make_env)(), teacher)
-            _improve(run, state, make_env())
+                envs = _listed((make_imitation_env or make_env)())
+                _imitate(run, state, config.imitation, envs, teacher or lookahead())
+            _improve(run, state, _listed(make_env()))
         except KeyboardInterrupt:
             raise TrainingInterrupted(
                 f"interrupted; the run can be resumed from {directory / 'checkpoint.pt'}"
             ) from None
+        except NotFinite as error:
+            raise _explained(error, run, state) from None
     best = state.best
     return TrainResult(
         policy=directory / "policy.onnx" if best else run.export(state),
@@ -185,6 +194,26 @@ def train(
         seconds_by_phase=dict(state.profiler.seconds),
         history=state.history,
     )
+
+
+def _listed(envs: Env | Sequence[Env]) -> list[Env]:
+    return list(envs) if isinstance(envs, Sequence) else [envs]
+
+
+def _explained(error: NotFinite, run: Run, state: TrainState | None) -> FairleadError:
+    """The error with the step at which it happened, and a file to reproduce it with."""
+    assert state is not None
+    path = dump(
+        error,
+        run.directory,
+        iteration=state.iteration,
+        imitation_round=state.imitation_round,
+        decisions=state.decisions,
+        network=state.network.state_dict(),
+        config=run.config.model_dump_json(),
+    )
+    step = f"iteration {state.iteration}, after {state.decisions} decisions"
+    return FairleadError(f"{error}; at {step}; what it was computed from is in {path}")
 
 
 def check_free(directory: Path) -> None:
@@ -201,57 +230,68 @@ def _begin(run: Run, resume: bool) -> TrainState:
     """A fresh state in a fresh directory, or that of the checkpoint."""
     if resume:
         saved = checkpoint.load(run.directory / "checkpoint.pt", run.config)
-        return restore(saved, run.config, len(run.features))
+        return restore(saved, run.config, run.features)
     check_free(run.directory)
+    state = fresh(run.config, run.features)
     run.directory.mkdir(parents=True, exist_ok=True)
     (run.directory / "config.json").write_text(run.config.model_dump_json(indent=2) + "\n")
     for name, text in run.extra_files.items():
         (run.directory / name).write_text(text, encoding="utf-8")
-    state = fresh(run.config, len(run.features))
     run.save(state)
     return state
 
 
-def _imitate(run: Run, state: TrainState, config: ImitationConfig, env: Env, teacher: Teacher | None) -> None:
+def _imitate(run: Run, state: TrainState, config: ImitationConfig, envs: list[Env], teacher: Teacher) -> None:
     """The rounds of DAgger still to do; a checkpoint after each."""
-    teacher = teacher or imitation.lookahead()
+    length = config.sequence_length if run.config.network.recurrent else 1
     while state.imitation_round < config.rounds:
+        state.make_room(0, len(envs))
         round_, first = state.imitation_round, state.imitation_round == 0
-        with Tracker(run.directory, "imitation", IMITATION_COLUMNS, keep_below=round_) as tracker:
+        with Tracker(run.directory, "imitation", logs.IMITATION_COLUMNS, keep_below=round_) as tracker:
             started, seconds = time.perf_counter(), state.seconds
-            collected = len(state.demonstrations)
+            collected = [len(each) for each in state.demonstrations]
 
-            def tell(done: int, total: int, share: float, round_: int = round_) -> None:
-                thousandths = round(1000 * (round_ + share * done / total))
+            def tell(done: int, total: int, round_: int = round_) -> None:
+                thousandths = round(1000 * (round_ + done / total))
                 run.on_progress(Progress("imitation", thousandths, 1000 * config.rounds, {}))
 
-            imitation.collect(
-                state.network,
-                env,
-                teacher,
-                state.demonstrations,
-                config,
-                first=first,
-                seed=env_seed(run.config.seed, "imitation", round_),
-                profiler=state.profiler,
-                progress=lambda done, total: tell(done, 2 * total, 1.0),
-            )
             steps = config.teacher_steps if first else config.steps
-            state.decisions += steps * env.num_envs
+            reachable, weights = 0.0, 0
+            for part, env in enumerate(envs):
+                names = ("imitation", round_) if part == 0 else ("imitation", round_, part)
+
+                def driven(done: int, total: int, part: int = part) -> None:
+                    tell(part * total + done, 2 * len(envs) * total)
+
+                reachable += env.num_envs * imitation.collect(
+                    state.network,
+                    env,
+                    teacher,
+                    state.demonstrations[part],
+                    config,
+                    first=first,
+                    seed=env_seed(run.config.seed, *names),
+                    profiler=state.profiler,
+                    progress=driven,
+                )
+                weights += env.num_envs
+                state.decisions += steps * env.num_envs
             with state.profiler.phase("learn"):
                 # On states it has just driven into and not learnt from: what the student is really like.
-                driving = imitation.score(state.network, state.demonstrations.since(collected))
-                fit, holdout = state.demonstrations.split(config.holdout_every)
+                new = [d.since(n) for d, n in zip(state.demonstrations, collected, strict=True)]
+                driving = imitation.score(state.network, new, config)
+                pairs = [each.split(config.holdout_every, length) for each in state.demonstrations]
                 loss = imitation.fit(
                     state.network,
                     state.optimiser,
-                    fit,
+                    [fit for fit, _ in pairs],
                     config,
                     round_,
                     state.random,
-                    progress=lambda done, total: tell(total + done, 2 * total, 1.0),
+                    progress=lambda done, total: tell(total + done, 2 * total),
+                    device=run.config.device,
                 )
-                scores = imitation.score(state.network, holdout)
+                scores = imitation.score(state.network, [holdout for _, holdout in pairs], config)
             state.imitation_round += 1
             state.seconds = seconds + time.perf_counter() - started
             row = {
@@ -260,71 +300,152 @@ def _imitate(run: Run, state: TrainState, config: ImitationConfig, env: Env, tea
                 "imitation/seconds": state.seconds,
                 "imitation/loss": loss,
                 **{f"imitation/{name}": score for name, score in scores.items()},
+                "imitation/achievable_agreement": reachable / weights,
                 "imitation/driving_agreement": driving["agreement"],
             }
             tracker.write(row)
             run.on_progress(Progress("imitation", 1000 * state.imitation_round, 1000 * config.rounds, row))
         if state.imitation_round == config.rounds:
-            state.demonstrations = imitation.Demonstrations()
+            if run.config.ppo.cloning.range[1] == 0:
+                state.demonstrations = []
             state.optimiser = ppo.make_optimiser(state.network)
             run.judge(state)
         run.save(state)
 
 
-def _improve(run: Run, state: TrainState, env: Env) -> None:
+def _improve(run: Run, state: TrainState, envs: list[Env]) -> None:
     """The iterations of critic warm-up and PPO still to do."""
     config = run.config
     total = config.ppo.total_iterations
-    rollout = Rollout(config.ppo.rollout_steps, env.num_envs, env.single_observation_space.shape)
-    observation = None
-    with Tracker(run.directory, "training", TRAINING_COLUMNS, keep_below=state.iteration) as tracker:
+    state.make_room(len(envs), 0)
+    parts = [
+        Part(
+            env,
+            Rollout(config.ppo.rollout_steps, env.num_envs, env.single_observation_space.shape),
+            state.scales[i],
+        )
+        for i, env in enumerate(envs)
+    ]
+    if state.iteration == 0 and config.start_from is not None and config.imitation is None:
+        run.judge(state)  # what it has to become better than
+    reference, cloning = _reference(run, state), _cloning(run, state)
+    columns = logs.training_columns(envs, run.heuristics)
+    features = logs.feature_columns(run.features)
+    keep = state.iteration
+    with (
+        Tracker(run.directory, "training", columns, keep_below=keep) as tracker,
+        Tracker(run.directory, "features", features, keep_below=keep) as feature_tracker,
+    ):
         while state.iteration < total:
             started, seconds = time.perf_counter(), state.seconds
-            if observation is None or state.iteration % config.ppo.reset_every == 0:
+            began = state.iteration - state.iteration % config.ppo.reset_every
+            setting = current_setting(run, state, began)
+            if parts[0].observation is None or state.iteration == began:
                 with state.profiler.phase("simulate"):
-                    observation = episode_start(env, config, state)
-            knobs = ppo.knobs_at(config.ppo, state.iteration, state.kl_coefficient)
-            observation, metrics = ppo.iterate(
+                    for i, part in enumerate(parts):
+                        part.observation = episode_start(part.env, config, state, i)
+                        part.rollout.memory = state.memories[i]
+            knobs = state.controllers.knobs(config.ppo, state.iteration)
+            metrics = ppo.iterate(
                 state.network,
                 state.optimiser,
-                env,
-                rollout,
-                observation,
-                state.scale,
+                parts,
                 config.ppo,
                 knobs,
                 state.random,
                 state.profiler,
+                reference=reference,
+                cloning=cloning,
+                device=config.device,
             )
             if knobs.train_actor:
-                state.kl_coefficient = ppo.next_kl_coefficient(
-                    knobs.kl_coefficient, metrics["kl"], config.ppo
-                )
-            state.episode.append(rollout.actions.astype("int16"))
+                state.controllers.after_update(config.ppo, metrics["kl"], metrics["entropy_share"])
+            for i, part in enumerate(parts):
+                state.episodes[i].append(part.rollout.actions.astype("int16"))
+                state.memories[i] = part.rollout.memory
+            routed = sum(part.rollout.actions.size for part in parts)
             state.iteration += 1
-            state.decisions += rollout.actions.size
+            state.decisions += routed
             elapsed = time.perf_counter() - started
             state.seconds = seconds + elapsed
             out_of_time = config.minutes is not None and state.seconds > 60 * config.minutes
             last = state.iteration == total or out_of_time
             due = state.iteration % config.evaluate_every == 0 or last
-            objective = run.judge(state) if due and knobs.train_actor else float("nan")
-            settings = {name: value for name, value in knobs._asdict().items() if name != "train_actor"}
+            judgement = run.judge(state) if due and knobs.train_actor else Judgement(float("nan"))
+            number = state.iteration - 1
+            own, histograms = logs.part_row(parts)
+            stability = logs.stability_row(metrics, config.stability, acting=knobs.train_actor)
             row = {
-                "iteration": state.iteration - 1,
+                "iteration": number,
                 "charts/decisions": state.decisions,
                 "charts/seconds": state.seconds,
-                "charts/decisions_per_s": rollout.actions.size / elapsed,
-                **{f"charts/{name}": value for name, value in settings.items()},
+                "charts/decisions_per_s": routed / elapsed,
+                **logs.settings_row(knobs, setting, state.controllers.stagnations),
                 **{f"charts/{name}": metrics[name] for name in ppo.ROLLOUTS},
                 **{f"losses/{name}": metrics[name] for name in ppo.LOSSES},
-                "evaluation/objective": objective,
+                **stability,
+                **own,
+                "evaluation/objective": judgement.objective,
+                **{
+                    f"evaluation/vs_{name}": judgement.against.get(name, float("nan"))
+                    for name in run.heuristics
+                },
             }
             state.seconds = seconds + time.perf_counter() - started
             tracker.write(row)
+            if due:
+                for name, values in histograms.items():
+                    tracker.histogram(name, values, number)
+                feature_tracker.write({"iteration": number, **logs.feature_row(parts, run.features)})
+                if config.debug:
+                    logs.debug_histograms(tracker, state.network, parts, number)
             if state.iteration % config.checkpoint_every == 0 or last:
                 run.save(state)
             stage = "ppo" if knobs.train_actor else "critic warm-up"
             run.on_progress(Progress(stage, state.iteration, total, row))
+            if config.stability.stop and any(stability.values()):
+                signs = ", ".join(name.removeprefix("stability/") for name, bad in stability.items() if bad)
+                raise FairleadError(
+                    f"training became unstable in iteration {number} ({signs}); the last checkpoint is in "
+                    f"{run.directory}"
+                )
             if out_of_time:
                 return
+
+
+def current_setting(run: Run, state: TrainState, began: int) -> Setting:
+    """What the curriculum says about the episode that began at iteration `began`; a switch is announced."""
+    settings = run.config.environment
+    now = setting_at(settings.curriculum, run.config.ppo.progress(began), settings.load, settings.reward)
+    if began == state.iteration and settings.curriculum:
+        before = setting_at(
+            settings.curriculum,
+            run.config.ppo.progress(max(0, began - run.config.ppo.reset_every)),
+            settings.load,
+            settings.reward,
+        )
+        if now.stage != before.stage:
+            metrics = {"stage": float(now.stage), "load_low": now.load[0], "load_high": now.load[1]}
+            run.on_progress(Progress("curriculum", state.iteration, run.config.ppo.total_iterations, metrics))
+    return now
+
+
+def _reference(run: Run, state: TrainState) -> RouterNetwork | None:
+    """The frozen policy that PPO stays near: the one that PPO started from."""
+    if run.config.ppo.reference_kl.range[1] == 0:
+        return None
+    if state.reference is None:
+        state.reference = {name: tensor.clone() for name, tensor in state.network.state_dict().items()}
+    network = new_network(run.config, run.features)
+    checkpoint.load_weights(network, state.reference)
+    return network.requires_grad_(False)
+
+
+def _cloning(run: Run, state: TrainState) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The demonstrations that PPO goes on imitating."""
+    if run.config.ppo.cloning.range[1] == 0 or run.config.imitation is None:
+        return []
+    examples = [
+        imitation.examples_of(each, run.config.imitation, recurrent=False) for each in state.demonstrations
+    ]
+    return [(each.observations, each.labels) for each in examples]

@@ -14,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fairlead.evaluate.run import run
+from fairlead.policy.artefact import OnnxRouter
 from fairlead.policy.heuristics import HEURISTICS, Heuristic
+from fairlead.policy.network import NetworkRouter
 from fairlead.simulator.capacity import capacity_rps
 from fairlead.simulator.cluster import Clusters
 from fairlead.simulator.fleet import build_fleet
@@ -47,6 +49,8 @@ class Report(NamedTuple):
     objective: float
     """Mean over the settings of the ratio to the best heuristic."""
     ratios: dict[Setting, float]
+    against: dict[str, float]
+    """The mean ratio to each heuristic by itself."""
 
     @property
     def beaten(self) -> float:
@@ -87,7 +91,8 @@ class Validation:
         self._shape = (len(points), seeds, len(favors))
         self._measured = slice(requests // 10, requests - requests // 20)
         self._weights = np.array([weights(f) for f in self._favor])
-        self.best_heuristic = np.min([self._of_heuristic(name) for name in HEURISTICS], axis=0)
+        self.heuristics = {name: self._of_heuristic(name) for name in HEURISTICS}
+        self.best_heuristic = np.min(list(self.heuristics.values()), axis=0)
 
     def _objectives(self) -> Floats:
         """The objective per setting, (points, favors), of the run that has just been drained."""
@@ -107,6 +112,9 @@ class Validation:
         """Run the policy, greedily, in all settings at once."""
         clusters = self._clusters
         clusters.load(self._arrivals, 0)
+        # What was remembered of another run must not reach into this one.
+        if isinstance(scorer, NetworkRouter | OnnxRouter):
+            scorer.reset(clusters.K, clusters.R, 0)
         features = None
         while True:
             view = clusters.observe()
@@ -119,4 +127,30 @@ class Validation:
 
     def _report(self, objectives: Floats) -> Report:
         ratios = (objectives / self.best_heuristic).ravel()
-        return Report(float(ratios.mean()), dict(zip(self._settings, ratios.tolist(), strict=True)))
+        against = {name: float((objectives / each).mean()) for name, each in self.heuristics.items()}
+        by_setting = dict(zip(self._settings, ratios.tolist(), strict=True))
+        return Report(float(ratios.mean()), by_setting, against)
+
+
+class Validations:
+    """The same for scenarios of several sizes: means over all settings."""
+
+    def __init__(
+        self, scenarios: Sequence[Scenario], loads: Sequence[float], favors: Sequence[float]
+    ) -> None:
+        """Prepare a `Validation` for each number of replicas."""
+        sizes = sorted({scenario.num_replicas for scenario in scenarios})
+        self.parts = [
+            Validation([s for s in scenarios if s.num_replicas == size], loads, favors) for size in sizes
+        ]
+
+    def __call__(self, scorer: Scorer) -> Report:
+        """Run the policy, greedily, in all settings."""
+        reports = [part(scorer) for part in self.parts]
+        ratios = {setting: ratio for report in reports for setting, ratio in report.ratios.items()}
+        sizes = [len(report.ratios) for report in reports]
+        against = {
+            name: float(np.average([report.against[name] for report in reports], weights=sizes))
+            for name in reports[0].against
+        }
+        return Report(float(np.average([r.objective for r in reports], weights=sizes)), ratios, against)

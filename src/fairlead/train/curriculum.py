@@ -1,0 +1,74 @@
+"""A curriculum: stages of PPO that change the arrivals, the scenarios or the reward themselves."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field
+
+from fairlead.env.reward_config import RewardConfig
+from fairlead.section import Section, invalid
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Stage(Section):
+    """What holds from a point of PPO on, until the next stage begins.
+
+    What is left out stays as in `environment`.
+    """
+
+    begins: Share
+    """Progress of PPO (0 to 1) at which it begins; the switch comes with the next fresh episodes."""
+    load: tuple[float, float] | None = None
+    """Range of the load, as fractions of capacity."""
+    glide: bool = False
+    """Whether the load moves in a straight line to that of the next stage, instead of jumping."""
+    scenarios: dict[str, Annotated[float, Field(gt=0)]] | None = None
+    """Shares of the groups of clusters by scenario; scenarios left out rest."""
+    reward: RewardConfig | None = None
+    """The reward, of the same kind as `environment.reward`."""
+
+
+class Setting(NamedTuple):
+    """What a curriculum says about one episode."""
+
+    stage: int
+    """0, 1, ...; -1 before the first stage, or without a curriculum."""
+    load: tuple[float, float]
+    scenarios: dict[str, float] | None
+    reward: Any
+
+
+def check_stages(stages: Sequence[Stage], reward: Any) -> None:
+    """Refuse stages that contradict each other.
+
+    Raises:
+        PydanticCustomError: if they run backwards, or the kind of reward changes.
+    """
+    begins = [stage.begins for stage in stages]
+    if begins != sorted(set(begins)):
+        raise invalid(f"the curriculum runs backwards: its stages begin at {begins}")
+    for stage in stages:
+        if stage.reward is not None and stage.reward.kind != reward.kind:
+            raise invalid(
+                f"the stage at {stage.begins:g} has a {stage.reward.kind} reward, the run a {reward.kind} "
+                "one: the kind cannot change within a run"
+            )
+
+
+def setting_at(stages: Sequence[Stage], progress: float, load: tuple[float, float], reward: Any) -> Setting:
+    """What holds at `progress` of PPO; `load` and `reward` are those of the run."""
+    now = -1
+    for i, stage in enumerate(stages):
+        if stage.begins <= progress:
+            now = i
+    if now < 0:
+        return Setting(-1, load, None, reward)
+    stage = stages[now]
+    here = stage.load or load
+    if stage.glide and now + 1 < len(stages):
+        after = stages[now + 1]
+        there, span = after.load or load, after.begins - stage.begins
+        share = (progress - stage.begins) / span
+        here = (here[0] + share * (there[0] - here[0]), here[1] + share * (there[1] - here[1]))
+    return Setting(now, here, stage.scenarios, stage.reward or reward)

@@ -1,0 +1,136 @@
+"""Who is imitated: routers that label the decisions at hand, alone or in a mixture."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fairlead import rng
+from fairlead.errors import FairleadError
+from fairlead.policy.heuristics import HEURISTICS, Heuristic
+
+UNTEACHABLE = ("random", "round_robin", "p2c")
+"""Their choices do not follow from what a router sees."""
+
+Labels = npt.NDArray[Any]
+
+
+class Teacher(NamedTuple):
+    """Labels the decisions at hand in an environment."""
+
+    name: str
+    label: Callable[[Any], Labels]
+    """environment -> costs of all choices (K, R), lower is better; or chosen replicas (K,) integers."""
+    reset: Callable[[int], None] = lambda seed: None
+    """Begin anew with a seed, so that a round of imitation can be repeated exactly."""
+    stochastic: bool = False
+    """Whether it may label the same decision differently: then perfect agreement cannot be reached."""
+
+
+def lookahead(
+    w_ttft: float | None = None, w_e2e: float | None = None, *, privileged: bool = False
+) -> Teacher:
+    """The teacher that simulates each choice: costs of `env.teacher_costs`, by default at its own weights.
+
+    A `privileged` one sees the simulator's true state while labelling; the student sees only its view.
+    """
+
+    def label(env: Any) -> Labels:
+        costs: Labels = (
+            env.teacher_costs(w_ttft, w_e2e, privileged=True)
+            if privileged
+            else env.teacher_costs(w_ttft, w_e2e)
+        )
+        return costs
+
+    return Teacher("privileged lookahead" if privileged else "lookahead", label)
+
+
+def heuristic(name: str) -> Teacher:
+    """A heuristic as a teacher, ties broken at random."""
+    router = Heuristic(name)
+    clusters = [0, 0]
+
+    def reset(seed: int) -> None:
+        clusters[:] = [0, seed]
+
+    def label(env: Any) -> Labels:
+        if clusters[0] != env.num_envs:
+            clusters[0] = env.num_envs
+            router.reset(env.num_envs, env.clusters.R, clusters[1])
+        return router.route(env.clusters.view)
+
+    return Teacher(name, label, reset, stochastic=True)
+
+
+def mixture(parts: Mapping[Teacher, float]) -> Teacher:
+    """For each cluster and decision one of the teachers, drawn with these shares; it labels by its choice."""
+    teachers, shares = list(parts), np.array(list(parts.values()))
+    bounds = np.cumsum(shares / shares.sum())
+    drawing = [np.random.default_rng(0)]
+
+    def reset(seed: int) -> None:
+        drawing[0] = rng.stream(seed, "train", "teachers")
+        for teacher in teachers:
+            teacher.reset(seed)
+
+    def label(env: Any) -> Labels:
+        choices = np.stack([choice(teacher.label(env)) for teacher in teachers])
+        who = np.searchsorted(bounds, drawing[0].random(choices.shape[1]), side="right")
+        chosen: Labels = choices[np.minimum(who, len(teachers) - 1), np.arange(choices.shape[1])]
+        return chosen
+
+    named = " + ".join(
+        f"{share:.0%} {teacher.name}" for teacher, share in zip(teachers, shares / shares.sum(), strict=True)
+    )
+    return Teacher(named, label, reset, stochastic=True)
+
+
+def choice(labels: Labels) -> Labels:
+    """The teacher's choice (K,): of costs the cheapest."""
+    best: Labels = labels if labels.ndim == 1 else labels.argmin(-1)
+    return best
+
+
+def make_teacher(who: str | Mapping[str, float], *, privileged: bool = False) -> Teacher:
+    """The teacher called `who`: lookahead, a heuristic whose choices follow from the view, or a mixture.
+
+    Raises:
+        FairleadError: for an unknown router, one that cannot be imitated, and for privilege that a teacher
+            cannot use.
+    """
+    if not isinstance(who, str):
+        if len(who) == 1:
+            return make_teacher(next(iter(who)), privileged=privileged)
+        return mixture({_single(name, privileged and name == "lookahead"): s for name, s in who.items()})
+    return _single(who, privileged)
+
+
+def _single(name: str, privileged: bool) -> Teacher:
+    if name == "lookahead":
+        return lookahead(privileged=privileged)
+    if privileged:
+        raise FairleadError(f"{name} decides by the view alone: only lookahead can be privileged")
+    if name in UNTEACHABLE:
+        raise FairleadError(
+            f"{name} cannot be imitated: its choices do not follow from what a router sees; "
+            "take another teacher, for example lookahead or least_work"
+        )
+    if name not in HEURISTICS:
+        known = [each for each in ("lookahead", *HEURISTICS) if each not in UNTEACHABLE]
+        raise FairleadError(f"unknown router {name!r}: known teachers are {', '.join(known)}")
+    return heuristic(name)
+
+
+def achievable(teacher: Teacher, env: Any, repeats: int = 16) -> float:
+    """The agreement that a deterministic policy could reach at the decisions at hand.
+
+    Mean over clusters of the share of the most frequent of `repeats` labels; 1 for a teacher that always says
+    the same.
+    """
+    if not teacher.stochastic:
+        return 1.0
+    labels = np.stack([choice(teacher.label(env)) for _ in range(repeats)])
+    most = [np.bincount(labels[:, c]).max() / repeats for c in range(labels.shape[1])]
+    return float(np.mean(most))
