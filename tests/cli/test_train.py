@@ -73,7 +73,7 @@ def test_a_run_that_was_interrupted_goes_on_with_resume(fairlead, tmp_path, monk
     judged: list[int] = []
     judge = trainer.Run.judge
 
-    def interrupting(run: trainer.Run, state: TrainState) -> float:
+    def interrupting(run: trainer.Run, state: TrainState) -> trainer.Judgement:
         judged.append(state.iteration)
         if len(judged) == 2:
             raise KeyboardInterrupt

@@ -131,7 +131,7 @@ class Books:
 
     def _check_queue(self, inside: list[int], admitted: list[int], preempted: bool) -> None:
         """Each request is in one place; first come, first served; nobody waits who could run."""
-        row, waiting = self.row, self.waiting()
+        waiting = self.waiting()
         self.order += [i for i in admitted if i not in self.order]
         assert self.order == sorted(self.order), "first admissions in order of arrival"
         new = [i for i in waiting if i not in self.order]

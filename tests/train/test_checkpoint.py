@@ -5,6 +5,7 @@ from fairlead import FairleadError
 from fairlead.policy.network import RouterNetwork
 from fairlead.train import checkpoint
 from fairlead.train.config import PPOConfig, TrainConfig
+from fairlead.train.schedule import Constant
 from fairlead.train.state import contents, fresh, restore
 
 CONFIG = TrainConfig(seed=4)
@@ -54,7 +55,7 @@ def test_a_crash_while_saving_leaves_the_old_checkpoint(path, monkeypatch):
 
 
 def test_another_configuration_is_refused_by_name(path):
-    other = CONFIG.model_copy(update={"seed": 5, "ppo": PPOConfig(clip=0.3)})
+    other = CONFIG.model_copy(update={"seed": 5, "ppo": PPOConfig(clip=Constant(value=0.3))})
     with pytest.raises(FairleadError, match=r"these differ: ppo\.clip\.value, seed"):
         checkpoint.load(path, other)
 

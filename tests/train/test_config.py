@@ -2,6 +2,7 @@ import pytest
 from pydantic import ValidationError
 
 from fairlead.train.config import PPOConfig, TrainConfig
+from fairlead.train.schedule import Constant
 
 
 def test_a_configuration_survives_json():
@@ -14,7 +15,7 @@ def test_a_configuration_survives_json():
 def test_every_setting_changes_the_hash():
     base = TrainConfig().hash
     assert TrainConfig(seed=1).hash != base
-    assert TrainConfig(ppo=PPOConfig(clip=0.3)).hash != base
+    assert TrainConfig(ppo=PPOConfig(clip=Constant(value=0.3))).hash != base
 
 
 @pytest.mark.parametrize(

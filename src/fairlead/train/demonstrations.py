@@ -21,7 +21,7 @@ class Examples(NamedTuple):
     """(N, L) whether an episode begins."""
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         """Decisions or sequences."""
         return len(self.labels)
 

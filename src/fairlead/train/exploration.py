@@ -1,5 +1,7 @@
 """The distribution that actions are sampled from, and nothing else calls itself log-probability."""
 
+import math
+
 import torch
 from torch import Tensor
 

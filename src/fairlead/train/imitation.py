@@ -20,7 +20,7 @@ from fairlead.train.demonstrations import Demonstrations, Examples
 from fairlead.train.device import learning_on
 from fairlead.train.failure import NotFinite
 from fairlead.train.profiler import Profiler
-from fairlead.train.rollout import ActorCritic, Env
+from fairlead.train.rollout import Env, has_memory
 from fairlead.train.teachers import Teacher, achievable
 
 ACHIEVABLE_EVERY = 32
@@ -28,7 +28,7 @@ ACHIEVABLE_EVERY = 32
 
 
 def collect(
-    student: ActorCritic,
+    student: Any,
     env: Env,
     teacher: Teacher,
     demonstrations: Demonstrations,
@@ -53,7 +53,7 @@ def collect(
     with profiler.phase("simulate"):
         observation, _ = env.reset(seed=seed)
     steps = config.teacher_steps if first else config.steps
-    recurrent = bool(getattr(student, "state_size", 0))
+    recurrent = has_memory(student)
     state = student.initial_state(env.num_envs, observation.shape[1]) if recurrent else None
     starts = np.zeros(env.num_envs, np.bool_)
     reachable: list[float] = []
@@ -128,7 +128,7 @@ def fit(
     Raises:
         NotFinite: if the loss is not finite.
     """
-    recurrent = bool(getattr(student, "state_size", 0))
+    recurrent = has_memory(student)
     parts = [examples_of(each, config, recurrent=recurrent).to(device) for each in demonstrations]
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     size = max(1, config.minibatch // (config.sequence_length if recurrent else 1))
@@ -152,13 +152,13 @@ def _descend(
         for group in optimiser.param_groups:
             group["lr"] = config.learning_rate.at(share)
         total, seen = 0.0, 0
-        for indices in joint_minibatches([part.count for part in parts], size, random):
+        for indices in joint_minibatches([part.size for part in parts], size, random):
             chosen = [part.take(i) for part, i in zip(parts, indices, strict=True) if len(i)]
-            count = sum(part.count for part in chosen)
+            count = sum(part.size for part in chosen)
             error = torch.stack(
                 [
                     loss(logits_of(student, part), _flat(part), config.entropy_coefficient)
-                    * (part.count / count)
+                    * (part.size / count)
                     for part in chosen
                 ]
             ).sum()
@@ -197,7 +197,7 @@ def score(
         choice (NaN for a teacher that only acts). Means over all decisions of all parts.
     """
     rows, sizes = [], []
-    recurrent = bool(getattr(student, "state_size", 0))
+    recurrent = has_memory(student)
     for part in demonstrations:
         if not len(part):
             continue

@@ -269,7 +269,8 @@ def _evaluate(
             return values, logits, batch
         return network.value(batch.observations), torch.empty(0), batch
     assert batch.starts is not None
-    logits, values = network.sequence(batch.observations, batch.states, batch.starts)
+    recurrent: Any = network
+    logits, values = recurrent.sequence(batch.observations, batch.states, batch.starts)
     fields = [
         None if tensor is None else tensor[:, burn_in:].flatten(0, 1)
         for tensor in (*batch[:6], batch.reference)

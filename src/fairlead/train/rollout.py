@@ -44,27 +44,14 @@ class Env(Protocol):
 
 
 class ActorCritic(Protocol):
-    """What training needs of a network: `fairlead.policy.network.RouterNetwork` has it."""
+    """What training needs of a network: `fairlead.policy.network.RouterNetwork` has it.
+
+    One with a memory also has `state_size` > 0, `initial_state`, `step` and `sequence`, and is used through
+    those.
+    """
 
     def __call__(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, A) and values (B,) of observations (B, ...)."""
-        ...
-
-    @property
-    def state_size(self) -> int:
-        """Numbers that it remembers for each replica; 0: decisions depend on the observation alone."""
-        ...
-
-    def initial_state(self, batch: int, replicas: int) -> Tensor:
-        """Nothing remembered: (batch, replicas, state_size)."""
-        ...
-
-    def step(self, observation: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """With a memory: logits, values and the next state."""
-        ...
-
-    def sequence(self, observations: Tensor, state: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
-        """With a memory: logits (B, L, A) and values (B, L) of consecutive steps."""
         ...
 
     def logits(self, observation: Tensor) -> Tensor:
@@ -131,7 +118,7 @@ def collect(
     Raises:
         FairleadError: if an observation, a reward or a logit is not finite.
     """
-    if network.state_size:
+    if has_memory(network):
         return _collect_with_memory(
             network, env, rollout, observation, random, profiler, temperature, epsilon, sequence_length
         )
@@ -171,8 +158,13 @@ def collect(
     return observation
 
 
+def has_memory(network: object) -> bool:
+    """Whether decisions depend on earlier ones."""
+    return getattr(network, "state_size", 0) > 0
+
+
 def _collect_with_memory(
-    network: ActorCritic,
+    network: Any,
     env: Env,
     rollout: Rollout,
     observation: Observation,
