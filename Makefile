@@ -64,5 +64,5 @@ format: $(STAMP)  ## Format the code in place.
 	@$(BIN)/ruff check --fix .
 
 clean:  ## Remove the environment and the caches (runs/ is kept).
-	rm -rf $(VENV) $(VLLM) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	rm -rf $(VENV) $(VLLM) .venv-gateways build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
