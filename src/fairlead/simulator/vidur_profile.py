@@ -141,7 +141,7 @@ def _rows(
     path: Path, facts: Model, wanted: dict[str, int], keys: Sequence[str], times: Sequence[str]
 ) -> Columns:
     """The columns of the rows that were profiled with this model, checked."""
-    table = _columns(path, [*wanted, *keys, *times])
+    table = read_columns(path, [*wanted, *keys, *times])
     match = np.ones(len(table[keys[0]]), np.bool_)
     for name, value in wanted.items():
         match &= table[name] == value
@@ -165,10 +165,17 @@ def _rows(
     return found
 
 
-def _columns(path: Path, names: Sequence[str]) -> Columns:
+def read_columns(path: Path, names: Sequence[str]) -> Columns:
+    """Some columns of one of Vidur's CSVs, as numbers; rows that are there twice count once.
+
+    Raises:
+        FairleadError: naming the file and what is wrong with it.
+    """
     try:
         with lzma.open(path) if path.suffix == ".xz" else path.open("rb") as file:
             table = csv.read_csv(file)
+        # As Vidur does; a row counts by all its columns.
+        table = table.group_by(table.column_names, use_threads=False).aggregate([])
     except OSError as error:
         raise FairleadError(f"cannot read {path}: {error.strerror or error}") from None
     except (ArrowInvalid, lzma.LZMAError, EOFError) as error:
