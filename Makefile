@@ -44,7 +44,7 @@ demo: $(STAMP)  ## Train a router, compare it with all others, write a report (u
 test: check  ## Run all checks and all tests.
 	@$(BIN)/python -m pytest
 
-test-vidur: $(STAMP)  ## Install the simulator Vidur from PyPI (about 1 GB) and run the tests that need it.
+test-vidur: $(STAMP)  ## Install the simulator Vidur from PyPI (510 MB) and run the tests that need it.
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[vidur]'
 	@$(BIN)/python -m pytest -m vidur
 

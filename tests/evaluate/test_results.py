@@ -1,5 +1,6 @@
 """The results document is complete and finite, or it is refused."""
 
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -105,3 +106,11 @@ def test_routers_and_seeds_are_given_once(configuration: Configuration) -> None:
 
 def test_make_run_is_loadable(tmp_path: Path, make_run: Callable[[Path], Path], results: Results) -> None:
     assert load_results(make_run(tmp_path)).words == results.words
+
+
+def test_the_simulator_counts_in_the_hash_only_where_it_is_another(configuration):
+    """Files from before that field existed keep their hash."""
+    content = configuration.model_dump(mode="json", exclude={"command", "simulator", "notes"})
+    old = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    assert configuration.hash() == old
+    assert configuration.model_copy(update={"simulator": "vidur 0.0.26"}).hash() != old

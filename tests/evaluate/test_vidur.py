@@ -112,3 +112,22 @@ def test_preemption_in_vidur_is_an_error_that_says_so():
     tight: Scenario = EQUAL.replace(engine={"num_gpu_blocks": 700})
     with pytest.raises(FairleadError, match=r"raise num_gpu_blocks"):
         vidur.simulate(tight, 0.9, find_router("round_robin"), [0], 120)
+
+
+@pytest.mark.vidur
+def test_a_trained_policy_routes_inside_vidur(tmp_path: Path):
+    """An exported network, as `fairlead train` writes it."""
+    pytest.importorskip("onnx")
+    torch = pytest.importorskip("torch")
+    from fairlead.policy.artefact import export_onnx
+    from fairlead.policy.network import RouterNetwork
+
+    network = RouterNetwork(seed=3)
+    with torch.no_grad():
+        network.score_head.layer_2.weight.normal_(0, 1)
+    export_onnx(network, tmp_path / "mine.onnx", config={}, training={})
+    entry = find_router(str(tmp_path / "mine.onnx"))
+    vidur.check([UNEQUAL], [entry])
+    (served,) = vidur.simulate(UNEQUAL, 0.4, entry, [0], 40)
+    assert len(served) == 40
+    assert len(np.unique(served.replica)) > 1

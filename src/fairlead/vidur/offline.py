@@ -88,7 +88,7 @@ def check_installed() -> None:
         found = version("vidur")
     except PackageNotFoundError:
         raise FairleadError(
-            "the simulator Vidur is not installed: pip install 'fairlead[vidur]' (Python 3.11 on Linux)"
+            "the simulator Vidur is not installed: pip install 'fairlead[vidur]' (Linux on x86-64)"
         ) from None
     if found != VERSION or find_spec("vidur") is None:
         raise FairleadError(
