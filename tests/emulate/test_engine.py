@@ -61,7 +61,7 @@ def test_the_times_of_all_tokens_are_those_of_the_simulator(clock, kv_blocks):
     assert [each.events[-1][0] for each in heard] == expected.finish_s.tolist()
     assert [each.total for each in heard] == requests.output_tokens.tolist()
     assert all([done for _, _, done in each.events].index(True) == len(each.events) - 1 for each in heard)
-    assert engine.tally.e2e_s.sum == pytest.approx((expected.finish_s - requests.arrival_s).sum())
+    assert engine.tally.e2e_s.total == pytest.approx((expected.finish_s - requests.arrival_s).sum())
     assert engine.tally.generated_tokens == requests.output_tokens.sum()
 
 

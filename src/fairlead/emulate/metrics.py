@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import msgspec
 
 from fairlead.emulate.engine import Engine
-from fairlead.emulate.tally import Histogram
+from fairlead.serve.backend import Histogram
 
 _HISTOGRAMS = {
     "time_to_first_token_seconds": ("ttft_s", "time to first token in seconds"),
@@ -71,7 +71,7 @@ def _histogram(name: str, histogram: Histogram, labels: str) -> Iterator[str]:
         le = "+Inf" if bound is None else str(float(bound))
         yield f'vllm:{name}_bucket{{{labels},le="{le}"}} {float(total)}'
     yield f"vllm:{name}_count{{{labels}}} {float(total)}"
-    yield f"vllm:{name}_sum{{{labels}}} {histogram.sum}"
+    yield f"vllm:{name}_sum{{{labels}}} {histogram.total}"
 
 
 def orca(engine: Engine, form: bytes) -> bytes | None:

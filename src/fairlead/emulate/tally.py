@@ -1,8 +1,9 @@
 """What one engine counts: the counters and histograms of vLLM's metrics."""
 
 import math
-from bisect import bisect_left
 from typing import Protocol
+
+from fairlead.serve.backend import Histogram
 
 LATENCY_S = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
 TTFT_S = (
@@ -24,21 +25,6 @@ class Counted(Protocol):
     prompt_tokens: int
     generated: int
     limited: bool
-
-
-class Histogram:
-    """Counts per bucket, as Prometheus has them."""
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        """Nothing has been seen; `bounds` are the upper ends of the buckets but the last."""
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.sum = 0.0
-
-    def observe(self, value: float) -> None:
-        """One more value."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
 
 
 class Tally:

@@ -104,6 +104,8 @@ class Backend:
         """Given no more requests."""
         self.leaving = False
         """Forgotten once it has finished those it has."""
+        self.discovered = False
+        """Found by name, not listed in the settings."""
         self.model_cards: list[dict[str, Any]] = []
         """What its `/v1/models` listed last."""
         self.reading: Reading | None = None

@@ -140,8 +140,8 @@ class Gateway:
 
     # Backends come and go.
 
-    def add(self, settings: BackendSettings) -> Backend:
-        """Take up a backend.
+    def add(self, settings: BackendSettings, *, discovered: bool = False) -> Backend:
+        """Take up a backend; one that was `discovered` stays when the settings are read again.
 
         Raises:
             FairleadError: if one of this name is there already.
@@ -149,6 +149,7 @@ class Gateway:
         if any(backend.name == settings.label for backend in self.backends):
             raise FairleadError(f"there is a backend called {settings.label} already")
         backend = Backend(settings, self.ledger, self.timeouts)
+        backend.discovered = discovered
         self.backends.append(backend)
         self.released()
         return backend
@@ -189,6 +190,8 @@ class Gateway:
         self._apply(settings)
         wanted = {backend.label: backend for backend in settings.backends}
         for backend in list(self.backends):
+            if backend.discovered:
+                continue
             if wanted.get(backend.name) == backend.settings:
                 wanted.pop(backend.name)
                 backend.draining = backend.leaving = False

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from time import monotonic
 
 from fairlead.errors import FairleadError
+from fairlead.serve.discovery import Discovery
 from fairlead.serve.frontend import Application, ClientConnection
 from fairlead.serve.gateway import Gateway
 from fairlead.serve.monitor import Monitor
@@ -46,6 +47,7 @@ class Server:
         """
         self.gateway = Gateway(settings)
         self.monitor = Monitor(self.gateway)
+        self.discovery = Discovery(self.gateway)
         self._reload = reload
         self._tls = tls_context(settings.tls) if settings.tls is not None else None
         self._listeners: list[asyncio.Server] = []
@@ -65,6 +67,7 @@ class Server:
             self.gateway, settings.host, settings.port, secure=secure, context=self._tls
         )
         self.monitor.start()
+        self.discovery.start()
         gc.collect()
         gc.freeze()  # what is there now stays: no later collection needs to look at it
 
@@ -145,6 +148,7 @@ class Server:
         gateway.draining = True
         for listener in self._listeners:
             listener.close()
+        await self.discovery.stop()
         await self.monitor.stop()
         cut = len(gateway.exchanges)
         for connection in list(gateway.connections):

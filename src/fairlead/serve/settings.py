@@ -83,6 +83,35 @@ def from_environment(value: str) -> str:
     return found
 
 
+class Discovery(Section):
+    """Backends found by name, besides those that are listed: every address that the name has is one.
+
+    A headless Kubernetes service, for example, has those of its ready pods.
+    """
+
+    host: str
+    """The name to look up."""
+    port: int = Field(8000, ge=1, le=65535)
+    """Where each of them listens."""
+    interval: Seconds = 5.0
+    """Between two look-ups."""
+    template: dict[str, Any] = Field(default_factory=dict)
+    """Further settings of each of them, as under `backends`: `api_key`, `max_in_flight`, ..."""
+
+    @field_validator("template")
+    @classmethod
+    def _check_template(cls, template: dict[str, Any]) -> dict[str, Any]:
+        for key in ("url", "name"):
+            if key in template:
+                raise invalid(f"{key} is that of each address; leave it out")
+        BackendSettings.model_validate({"url": "http://127.0.0.1", **template})
+        return template
+
+    def backend_at(self, host: str) -> BackendSettings:
+        """The settings of the backend at an address."""
+        return BackendSettings.model_validate({"url": f"http://{host}:{self.port}", **self.template})
+
+
 class Limits(Section):
     """How much a client may ask for."""
 
@@ -256,7 +285,8 @@ class GatewaySettings(Section):
     port: Port = 8000
     """0: any free port, told at start."""
     backends: tuple[BackendSettings, ...] = ()
-    """At least one, unless the admin API will add them."""
+    """At least one, unless they are discovered or the admin API will add them."""
+    discovery: Discovery | None = None
     api_keys: tuple[str, ...] = ()
     """Clients must send one of them as `Authorization: Bearer ...`; none: open to all. `$NAME` reads the
     environment variable NAME. They are not passed on."""
@@ -280,8 +310,11 @@ class GatewaySettings(Section):
 
     @model_validator(mode="after")
     def _check_backends(self) -> Self:
-        if not self.backends and self.admin is None:
-            raise invalid("no backends: name at least one, or an admin section so that some can be added")
+        if not self.backends and self.discovery is None and self.admin is None:
+            raise invalid(
+                "no backends: name at least one, or a discovery section that finds them, or an admin section "
+                "so that some can be added"
+            )
         labels = [backend.label for backend in self.backends]
         for label in labels:
             if labels.count(label) > 1:
