@@ -73,15 +73,21 @@ def remove_old_caches() -> None:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def njit(*, parallel: bool = False) -> Callable[[F], F]:
-    """`numba.njit` with this package's cache directory (other users of Numba keep theirs)."""
+def njit(*, parallel: bool = False, inline: bool = False) -> Callable[[F], F]:
+    """`numba.njit` with this package's cache directory (other users of Numba keep theirs).
+
+    Args:
+        parallel: for functions with a `prange`.
+        inline: for small functions that many others call: a call that passes the simulator's state copies
+            more than a hundred words.
+    """
 
     def decorate(function: F) -> F:
         settings: Any = numba.config
         before = settings.CACHE_DIR
         settings.CACHE_DIR = _made_cache_directory()
         try:
-            compiled: Any = numba.njit(cache=True, parallel=parallel)(function)
+            compiled: Any = numba.njit(cache=True, parallel=parallel, forceinline=inline)(function)
         finally:
             settings.CACHE_DIR = before
         # To the type checker it stays the function that it was.

@@ -19,6 +19,7 @@ def _run_compiled(
     state: State,
     scratch: State,
     code: int,
+    counting: bool,
     weights: tuple[float, float],
     knows: int,
     count: int,
@@ -34,7 +35,7 @@ def _run_compiled(
         replicas = np.empty((count, columns))
         request = np.empty(NUM_REQUEST_COLUMNS)
         scores = np.empty(count)
-        while sim.observe_one(state, c, replicas, request):
+        while sim.observe(state, c, counting, replicas, request):
             router = state.requests[c, state.clusters[c].at_hand].router
             if code == heuristics.LOOKAHEAD:
                 forecast.added_costs(state, c, scratch, weights[0], weights[1], knows, scores)
@@ -65,6 +66,7 @@ def run(
             clusters.state,
             forecast.scratch_for(clusters.state) if lookahead else forecast.NO_SCRATCH,
             router.code,
+            router.code in heuristics.COUNTING,
             router.weights,
             router.knows,
             clusters.R,

@@ -43,6 +43,9 @@ HEURISTICS: Mapping[str, int] = {
 }
 """Name -> code of the heuristics that read the view alone."""
 
+COUNTING = (RANDOM, ROUND_ROBIN, LOR, P2C, LEAST_PREFILL, WEIGHTED_LOR)
+"""Those that read nothing but counts of requests, their prompt tokens, and what is declared."""
+
 DESCRIPTIONS: Mapping[str, str] = {
     "random": "a replica at random",
     "round_robin": "one after the other",

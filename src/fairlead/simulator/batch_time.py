@@ -105,7 +105,7 @@ NO_TABLES = pack([])
 """Where all replicas run by coefficients."""
 
 
-@njit()
+@njit(inline=True)
 def batch_time(state: Any, k: int, batch: Batch) -> float:
     """Duration of one iteration of replica `k` with this batch, s."""
     replica = state.replicas[k]
@@ -126,14 +126,14 @@ def batch_time(state: Any, k: int, batch: Batch) -> float:
     return float(replica.pace * seconds)
 
 
-@njit()
+@njit(inline=True)
 def _decode_attention(table: Any, values: npt.NDArray[np.float64], decodes: int, context: int) -> float:
     bucket = (context // decodes + KV_BUCKET - 1) // KV_BUCKET
     seconds = values[table.decode + (decodes - 1) * table.decode_row + bucket]
     return float(seconds * table.decode_overhead) if decodes > 1 else float(seconds)
 
 
-@njit()
+@njit(inline=True)
 def _prefill_attention(table: Any, values: npt.NDArray[np.float64], batch: Batch) -> float:
     behind = batch.behind_rounded if table.round_each else batch.behind
     # A root of a whole number is never half-way between two whole numbers.
@@ -144,7 +144,7 @@ def _prefill_attention(table: Any, values: npt.NDArray[np.float64], batch: Batch
     return float(seconds * table.prefill_overhead) if batch.prefills > 1 else float(seconds)
 
 
-@njit()
+@njit(inline=True)
 def decode_times(state: Any, k: int, decodes: int, context: int, limit: int) -> tuple[float, float, int]:
     """The next decode iterations of an unchanging batch: (duration a, growth g, steps).
 

@@ -11,20 +11,20 @@ from fairlead.simulator.schedulers import VLLM_V0
 from fairlead.simulator.state import NEVER, NONE, State
 
 
-@njit()
+@njit(inline=True)
 def blocks_of(tokens: int, block_size: int) -> int:
     """KV blocks that hold `tokens` tokens."""
     return (tokens + block_size - 1) // block_size
 
 
-@njit()
+@njit(inline=True)
 def longest_request(replica: Any) -> int:
     """Most tokens of prompt and output, without the last one, with which a request can finish."""
     tokens = (replica.kv_blocks - replica.watermark) * replica.block_size
     return int(min(tokens, replica.token_budget)) if replica.scheduler == VLLM_V0 else int(tokens)
 
 
-@njit()
+@njit(inline=True)
 def push_waiting(state: State, k: int, c: int, i: int) -> None:
     """Put request `i` at the end of replica `k`'s waiting queue."""
     replica = state.replicas[k]
@@ -37,7 +37,7 @@ def push_waiting(state: State, k: int, c: int, i: int) -> None:
     replica.waiting += 1
 
 
-@njit()
+@njit(inline=True)
 def join(state: State, k: int, c: int, chunk: int, blocks: int) -> None:
     """The head of the waiting queue joins the batch: its first `chunk` tokens, `blocks` taken for it."""
     replica = state.replicas[k]
@@ -95,7 +95,7 @@ def leave(state: State, k: int, c: int, j: int) -> int:
     return int(in_kv)
 
 
-@njit()
+@njit(inline=True)
 def _find_next_finish(state: State, k: int) -> None:
     replica = state.replicas[k]
     replica.next_finish = NEVER

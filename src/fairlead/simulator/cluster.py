@@ -237,23 +237,44 @@ def _check_routers(requests: Requests, routers: int) -> None:
         )
 
 
-@njit()
-def observe_one(
-    state: State, c: int, replicas: npt.NDArray[np.float64], request: npt.NDArray[np.float64]
+@njit(allocates=False)
+def observe(
+    state: State,
+    c: int,
+    counting: bool,
+    replicas: npt.NDArray[np.float64],
+    request: npt.NDArray[np.float64],
 ) -> bool:
-    """Bring cluster `c` to its next decision and write its view; False if there is none any more."""
-    if not next_decision(state, c, replicas.shape[0]):
+    """Bring cluster `c` to its next decision and write its view; False if there is none any more.
+
+    If the router is `counting`, it reads only the columns of `ledger.write_counts`; the others are stale.
+    """
+    if not next_decision(state, c, replicas.shape[0], counting):
         return False
-    ledger.write_view(state, c, replicas, request)
+    if counting:
+        ledger.write_counts(state, c, replicas, request)
+    else:
+        ledger.write_view(state, c, replicas, request)
     return True
 
 
-@njit()
-def next_decision(state: State, c: int, count: int) -> bool:
+@njit(allocates=False)
+def observe_one(
+    state: State, c: int, replicas: npt.NDArray[np.float64], request: npt.NDArray[np.float64]
+) -> bool:
+    """As `observe`, with the whole view."""
+    return observe(state, c, False, replicas, request)
+
+
+@njit(allocates=False)
+def next_decision(state: State, c: int, count: int, counting: bool) -> bool:
     """Let everything happen up to the next moment at which a request can be sent to a replica.
 
     Requests that were lost come first, then arrivals, both in order of arrival. Events at the same time
     come before decisions, so that no request is sent to a replica that dies at that very moment.
+
+    For a `counting` router, replicas that merely decode are left behind until something that counts happens
+    there, so that an arrival costs no more than the replica that it goes to; and nothing is scraped.
     """
     cluster = state.clusters[c]
     total = state.requests.shape[1]
@@ -272,7 +293,11 @@ def next_decision(state: State, c: int, count: int) -> bool:
         if due == np.inf:
             cluster.at_hand = NONE
             return False
-        advance_cluster(state, c, count, due)
+        if counting:
+            for k in range(c * count, (c + 1) * count):
+                engine.advance_counts(state, k, c, due)
+        else:
+            advance_cluster(state, c, count, due)
         cluster.now = due
         cluster.at_hand = i
         while cluster.arrived < total and state.requests[c, cluster.arrived].arrival < due:
@@ -283,7 +308,7 @@ def next_decision(state: State, c: int, count: int) -> bool:
         return True
 
 
-@njit()
+@njit(allocates=False)
 def last_multiple(interval: float, now: float) -> float:
     """The last whole multiple of `interval` that is not after `now`."""
     j = math.floor(now / interval)
@@ -295,7 +320,7 @@ def last_multiple(interval: float, now: float) -> float:
     return j * interval
 
 
-@njit()
+@njit(allocates=False)
 def advance_cluster(state: State, c: int, count: int, now: float) -> None:
     """Bring all `count` replicas of cluster `c` to `now`, with the scrapes that fall before it.
 
@@ -313,7 +338,7 @@ def advance_cluster(state: State, c: int, count: int, now: float) -> None:
         engine.advance(state, k, c, now)
 
 
-@njit()
+@njit(allocates=False)
 def route_one(state: State, c: int, count: int, action: int) -> bool:
     """Send cluster `c`'s request at hand, if any, to its replica `action`; False if that is not available."""
     cluster = state.clusters[c]
@@ -374,7 +399,7 @@ def route_all(state: State, count: int, actions: npt.NDArray[np.int64]) -> int:
     return NONE
 
 
-@njit()
+@njit(allocates=False)
 def drain_one(state: State, c: int, count: int) -> None:
     """Let every replica of cluster `c` finish what it has."""
     for k in range(c * count, (c + 1) * count):

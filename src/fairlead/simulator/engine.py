@@ -11,6 +11,8 @@ exactly at a boundary joins it and a router never sees an iteration that is stil
 
 import math
 
+import numpy as np
+
 from fairlead.compiled import njit
 from fairlead.simulator import (
     ledger,
@@ -33,6 +35,7 @@ ONE_SPARE = 1
 def advance(state: State, k: int, c: int, until: float) -> None:
     """Bring replica `k` to time `until` (s; may be infinite)."""
     replica = state.replicas[k]
+    replica.quiet_until = 0.0
     while True:
         if replica.busy:
             if replica.clock > until:
@@ -48,15 +51,47 @@ def advance(state: State, k: int, c: int, until: float) -> None:
 
 
 @njit()
+def advance_counts(state: State, k: int, c: int, until: float) -> None:
+    """As `advance`, as far as counts of requests go: every first token and finish up to `until` is seen.
+
+    A leap is made only when it ends by `until`; before that, the replica lags behind (`quiet_until`), with
+    fewer tokens and at an earlier time than it should have. `advance` and `enqueue` make up for it.
+    """
+    replica = state.replicas[k]
+    if until < replica.quiet_until:
+        return
+    while True:
+        if replica.busy:
+            if replica.clock > until:
+                replica.quiet_until = replica.clock
+                return
+            commit(state, k, c)
+        if replica.clock >= until:
+            replica.quiet_until = 0.0
+            return
+        if replica.running + replica.waiting == 0:
+            replica.quiet_until = np.inf
+            return
+        if replica.prefilling == 0 and replica.running > 0 and not can_admit(state, k, c):
+            if decode_leap_to_event(state, k, c, until) > until:
+                return
+            if replica.clock >= until or replica.running + replica.waiting == 0:
+                continue
+        schedule(state, k, c)
+
+
+@njit(inline=True)
 def enqueue(state: State, k: int, c: int, i: int) -> None:
     """Hand request `i` to replica `k` at the cluster's present time."""
     replica = state.replicas[k]
+    if replica.quiet_until > 0.0:
+        advance(state, k, c, state.clusters[c].now)
     if not replica.busy and replica.running + replica.waiting == 0:
         replica.clock = state.clusters[c].now
     push_waiting(state, k, c, i)
 
 
-@njit()
+@njit(inline=True)
 def can_admit(state: State, k: int, c: int) -> bool:
     """Whether the head of the waiting queue would join a batch of all running (decoding) requests."""
     scheduler = state.replicas[k].scheduler
@@ -70,7 +105,7 @@ def can_admit(state: State, k: int, c: int) -> bool:
     return True
 
 
-@njit()
+@njit(inline=True)
 def decode_leap(state: State, k: int, c: int, until: float) -> None:
     """Do at once all decode iterations that end by `until` and before anything else can happen.
 
@@ -98,8 +133,32 @@ def decode_leap(state: State, k: int, c: int, until: float) -> None:
         while (fitting + 1) * a + 0.5 * g * (fitting + 1.0) * fitting <= span:
             fitting += 1
         steps = min(steps, fitting)
-    if steps <= 0:
-        return
+    if steps > 0:
+        _leap(state, k, c, steps, a, g)
+
+
+@njit(inline=True)
+def decode_leap_to_event(state: State, k: int, c: int, until: float) -> float:
+    """The leap up to what ends it (a finish, the blocks or the formula), if that comes by `until`.
+
+    Returns the time at which it ends, which `quiet_until` then holds if it was not made.
+    """
+    replica = state.replicas[k]
+    n = replica.running
+    a, g, limit = decode_times(state, k, n, replica.kv_tokens + n, replica.next_finish - replica.tick)
+    steps = _steps_until_blocks_run_out(state, k, limit)
+    end = replica.clock + steps * a + 0.5 * g * steps * (steps - 1.0)
+    if end > until:
+        replica.quiet_until = end
+    elif steps > 0:
+        _leap(state, k, c, steps, a, g)
+    return float(end)
+
+
+@njit(inline=True)
+def _leap(state: State, k: int, c: int, steps: int, a: float, g: float) -> None:
+    """`steps` decode iterations at once, the i-th lasting a + g i."""
+    replica = state.replicas[k]
     replica.free_blocks -= _blocks_for_steps(state, k, steps)
     replica.clock += steps * a + 0.5 * g * steps * (steps - 1.0)
     _decode_tokens(state, k, steps, a, g)
@@ -107,7 +166,7 @@ def decode_leap(state: State, k: int, c: int, until: float) -> None:
         finish(state, k, c)
 
 
-@njit()
+@njit(inline=True)
 def _decode_tokens(state: State, k: int, steps: int, duration: float, growth: float) -> None:
     """Every decoding request gains `steps` tokens; the i-th iteration lasted duration + growth i."""
     replica = state.replicas[k]
@@ -117,7 +176,7 @@ def _decode_tokens(state: State, k: int, steps: int, duration: float, growth: fl
     ledger.saw_iterations(state, k, steps, duration, growth)
 
 
-@njit()
+@njit(inline=True)
 def _blocks_for_steps(state: State, k: int, steps: int) -> int:
     """Blocks that the decoding slots take in the next `steps` iterations."""
     replica = state.replicas[k]
@@ -128,7 +187,7 @@ def _blocks_for_steps(state: State, k: int, steps: int) -> int:
     return blocks
 
 
-@njit()
+@njit(inline=True)
 def _steps_until_blocks_run_out(state: State, k: int, limit: int) -> int:
     """The most decode iterations, up to `limit`, that the free blocks allow."""
     replica = state.replicas[k]
@@ -148,7 +207,7 @@ def _steps_until_blocks_run_out(state: State, k: int, limit: int) -> int:
     return steps
 
 
-@njit()
+@njit(inline=True)
 def schedule(state: State, k: int, c: int) -> None:
     """Form the batch of one iteration at the boundary and start it."""
     replica = state.replicas[k]
@@ -196,7 +255,7 @@ def schedule(state: State, k: int, c: int) -> None:
     replica.busy = True
 
 
-@njit()
+@njit(inline=True)
 def commit(state: State, k: int, c: int) -> None:
     """The iteration under way has ended: tokens appear, requests finish."""
     replica = state.replicas[k]
@@ -214,7 +273,7 @@ def commit(state: State, k: int, c: int) -> None:
         finish(state, k, c)
 
 
-@njit()
+@njit(inline=True)
 def _start_decoding(state: State, k: int, c: int, j: int) -> None:
     """Slot `j` has processed its last prompt token and emits a token."""
     replica = state.replicas[k]

@@ -30,7 +30,7 @@ LEAST_REMAINING = 0.3
 _LOG_KEEP = math.log(1.0 - ITL_WEIGHT)
 
 
-@njit()
+@njit(inline=True)
 def saw_iterations(state: State, k: int, steps: int, duration: float, growth: float) -> None:
     """Every decoding request of replica `k` streamed a token in each of `steps` iterations."""
     for m in range(state.ledgers.shape[1]):
@@ -40,7 +40,7 @@ def saw_iterations(state: State, k: int, steps: int, duration: float, growth: fl
             _average_latency(own, steps, duration, growth)
 
 
-@njit()
+@njit(inline=True)
 def _average_latency(own: Any, steps: int, duration: float, growth: float) -> None:
     """Moving average of inter-token latency over iterations lasting duration + growth i, i < steps.
 
@@ -58,7 +58,7 @@ def _average_latency(own: Any, steps: int, duration: float, growth: float) -> No
     own.itl_ewma = keep * own.itl_ewma + duration * (1.0 - keep) + growth * ramp
 
 
-@njit()
+@njit(inline=True)
 def saw_first_token(state: State, k: int, c: int, request: Any) -> None:
     """A request's first token has been streamed (at `request.first_token`)."""
     own = state.ledgers[k, request.router]
@@ -75,7 +75,7 @@ def saw_first_token(state: State, k: int, c: int, request: Any) -> None:
     cluster.first_token_times += request.first_token
 
 
-@njit()
+@njit(inline=True)
 def saw_finish(state: State, k: int, c: int, request: Any) -> None:
     """A request's last token has been streamed (at `request.finish`)."""
     own = state.ledgers[k, request.router]
@@ -90,7 +90,7 @@ def saw_finish(state: State, k: int, c: int, request: Any) -> None:
     cluster.finish_times += request.finish
 
 
-@njit()
+@njit(inline=True)
 def routed(state: State, k: int, c: int, i: int) -> None:
     """Request `i` has been forwarded to replica `k`."""
     request = state.requests[c, i]
@@ -120,13 +120,13 @@ def lost_all(state: State, k: int) -> None:
         own.newest = NONE
 
 
-@njit()
+@njit(inline=True)
 def expected_output(router: Any) -> float:
     """Running mean of the outputs of the router's finished requests, with a prior."""
     return (PRIOR_OUTPUT_TOKENS * PRIOR_WEIGHT + router.finished_tokens) / (PRIOR_WEIGHT + router.finished)
 
 
-@njit()
+@njit(inline=True)
 def expected_remaining(mean: float, streamed: float) -> float:
     """Expected tokens still to come of a request that has streamed `streamed` tokens."""
     return max(mean - streamed, LEAST_REMAINING * mean)
@@ -224,3 +224,27 @@ def write_view(
     request[schema.PROMPT_TOKENS] = waiting.estimate
     request[schema.MAX_TOKENS] = cluster.max_tokens
     request[schema.EXPECTED_OUTPUT_TOKENS] = mean
+
+
+@njit(inline=True)
+def write_counts(
+    state: State, c: int, replicas: npt.NDArray[np.float64], request: npt.NDArray[np.float64]
+) -> None:
+    """The columns of `write_view` that change only with a first token or a finish, and the static ones."""
+    cluster = state.clusters[c]
+    waiting = state.requests[c, cluster.at_hand]
+    m = waiting.router
+    count = replicas.shape[0]
+    for r in range(count):
+        k = c * count + r
+        own = state.ledgers[k, m]
+        row = replicas[r]
+        row[schema.IN_FLIGHT] = own.in_flight
+        row[schema.AWAITING_FIRST_TOKEN] = own.awaiting
+        row[schema.PENDING_PREFILL_TOKENS] = own.pending_tokens
+        row[schema.AVAILABLE] = 1.0 if state.replicas[k].available else 0.0
+        for column in range(state.static.shape[1]):
+            row[schema.SPEED + column] = state.static[k, column]
+    request[schema.PROMPT_TOKENS] = waiting.estimate
+    request[schema.MAX_TOKENS] = cluster.max_tokens
+    request[schema.EXPECTED_OUTPUT_TOKENS] = expected_output(state.routers[c, m])

@@ -5,7 +5,7 @@ from fairlead.simulator.batching import blocks_of, leave
 from fairlead.simulator.state import State
 
 
-@njit()
+@njit(inline=True)
 def fits_reserved(state: State, k: int, c: int, spoken_for: int) -> bool:
     """Whether the head of the queue finds a slot, and blocks for all its tokens beyond the watermark."""
     replica = state.replicas[k]
@@ -16,14 +16,14 @@ def fits_reserved(state: State, k: int, c: int, spoken_for: int) -> bool:
     return replica.free_blocks - spoken_for - need >= replica.watermark
 
 
-@njit()
+@njit(inline=True)
 def decode_blocks(state: State, k: int) -> int:
     """Blocks that the decoding requests take in the next iteration."""
     replica = state.replicas[k]
     return state.phases[k, (-replica.tick) % replica.block_size]
 
 
-@njit()
+@njit(inline=True)
 def make_room(state: State, k: int, c: int, j: int) -> None:
     """Decoding slot `j` takes a block if its last one is full."""
     replica = state.replicas[k]

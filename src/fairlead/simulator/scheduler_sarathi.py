@@ -11,7 +11,7 @@ from fairlead.simulator.reserved import decode_blocks, fits_reserved, give_up, m
 from fairlead.simulator.state import State
 
 
-@njit()
+@njit(inline=True)
 def can_admit(state: State, k: int, c: int) -> bool:
     """Whether the head of the waiting queue would join a batch of all running (decoding) requests."""
     replica = state.replicas[k]
@@ -20,7 +20,7 @@ def can_admit(state: State, k: int, c: int) -> bool:
     return fits_reserved(state, k, c, decode_blocks(state, k))
 
 
-@njit()
+@njit(inline=True)
 def form_batch(state: State, k: int, c: int) -> None:
     """Decodes get a token each, whatever the budget; then the half-done prompt, then waiting requests."""
     replica = state.replicas[k]

@@ -9,7 +9,7 @@ from fairlead.simulator.batching import blocks_of, join, leave
 from fairlead.simulator.state import State
 
 
-@njit()
+@njit(inline=True)
 def can_admit(state: State, k: int, c: int) -> bool:
     """Whether the head of the waiting queue would join a batch of all running (decoding) requests."""
     replica = state.replicas[k]
@@ -23,7 +23,7 @@ def can_admit(state: State, k: int, c: int) -> bool:
     return blocks_of(first_chunk, replica.block_size) <= free
 
 
-@njit()
+@njit(inline=True)
 def form_batch(state: State, k: int, c: int) -> None:
     """Give every request of the next iteration its tokens and blocks."""
     budget, preempted = _schedule_running(state, k, c)
@@ -31,7 +31,7 @@ def form_batch(state: State, k: int, c: int) -> None:
         _admit(state, k, c, budget)
 
 
-@njit()
+@njit(inline=True)
 def _schedule_running(state: State, k: int, c: int) -> tuple[int, bool]:
     """Blocks and budget for the running requests, in order; (budget left, whether any was preempted).
 
@@ -54,7 +54,7 @@ def _schedule_running(state: State, k: int, c: int) -> tuple[int, bool]:
     return budget, False
 
 
-@njit()
+@njit(inline=True)
 def _prefill_blocks(state: State, k: int, c: int, j: int) -> int:
     """Blocks that the chunk of prefilling slot `j` takes."""
     slot = state.slots[k, j]
@@ -101,7 +101,7 @@ def _preempt_last(state: State, k: int, c: int) -> None:
     replica.free_blocks += blocks_of(in_kv, replica.block_size)
 
 
-@njit()
+@njit(inline=True)
 def _admit(state: State, k: int, c: int, budget: int) -> None:
     """Waiting requests join, first come first served, while budget, slots and blocks allow."""
     replica = state.replicas[k]

@@ -9,13 +9,13 @@ from fairlead.simulator.reserved import decode_blocks, fits_reserved, give_up, m
 from fairlead.simulator.state import State
 
 
-@njit()
+@njit(inline=True)
 def can_admit(state: State, k: int, c: int) -> bool:
     """Whether the head of the waiting queue would be computed next."""
     return fits_reserved(state, k, c, 0)
 
 
-@njit()
+@njit(inline=True)
 def form_batch(state: State, k: int, c: int) -> None:
     """Whole prompts from the queue, or else one token for every running request."""
     replica = state.replicas[k]

@@ -53,6 +53,7 @@ REPLICA = np.dtype(
         ("pace", "f8"),  # every iteration that starts while it is p lasts p times as long
         # engine
         ("clock", "f8"),  # end of the iteration under way, else the last boundary
+        ("quiet_until", "f8"),  # nothing that a router counts happens before; the replica may lag behind
         ("duration", "f8"),  # of the iteration under way
         ("busy", "b1"),  # an iteration is under way
         ("running", "i8"),  # slots in use: decoding ones first, then prefilling ones
