@@ -73,21 +73,26 @@ def remove_old_caches() -> None:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def njit(*, parallel: bool = False, inline: bool = False) -> Callable[[F], F]:
+def njit(*, parallel: bool = False, inline: bool = False, allocates: bool = True) -> Callable[[F], F]:
     """`numba.njit` with this package's cache directory (other users of Numba keep theirs).
 
     Args:
         parallel: for functions with a `prange`.
         inline: for small functions that many others call: a call that passes the simulator's state copies
-            more than a hundred words.
+            more than a hundred words. They must not allocate.
+        allocates: whether arrays may be made. Otherwise no references are counted, which at every call
+            would take longer, for the arrays of the state, than what the simulator's functions do.
     """
+    counted = allocates and not inline
 
     def decorate(function: F) -> F:
         settings: Any = numba.config
         before = settings.CACHE_DIR
         settings.CACHE_DIR = _made_cache_directory()
         try:
-            compiled: Any = numba.njit(cache=True, parallel=parallel, forceinline=inline)(function)
+            compiled: Any = numba.njit(cache=True, parallel=parallel, forceinline=inline, _nrt=counted)(
+                function
+            )
         finally:
             settings.CACHE_DIR = before
         # To the type checker it stays the function that it was.

@@ -58,7 +58,7 @@ def join(state: State, k: int, c: int, chunk: int, blocks: int) -> None:
     replica.free_blocks -= blocks
 
 
-@njit()
+@njit(allocates=False)
 def leave(state: State, k: int, c: int, j: int) -> int:
     """Slot `j` is preempted: to be recomputed, first in the queue. Its tokens in the KV cache.
 

@@ -31,7 +31,7 @@ ONE_SPARE = 1
 """Vidur's schedulers let a request decode only while a block is free, even if it takes none."""
 
 
-@njit()
+@njit(allocates=False)
 def advance(state: State, k: int, c: int, until: float) -> None:
     """Bring replica `k` to time `until` (s; may be infinite)."""
     replica = state.replicas[k]
@@ -50,7 +50,7 @@ def advance(state: State, k: int, c: int, until: float) -> None:
         schedule(state, k, c)
 
 
-@njit()
+@njit(allocates=False)
 def advance_counts(state: State, k: int, c: int, until: float) -> None:
     """As `advance`, as far as counts of requests go: every first token and finish up to `until` is seen.
 
@@ -296,7 +296,7 @@ def _start_decoding(state: State, k: int, c: int, j: int) -> None:
     replica.prefilling -= 1
 
 
-@njit()
+@njit(allocates=False)
 def finish(state: State, k: int, c: int) -> None:
     """Requests whose last token has appeared leave; the others keep their order."""
     replica = state.replicas[k]

@@ -36,7 +36,7 @@ def scratch_for(state: State) -> State:
     return new_state(clusters, 1, *sizes, tables=Tables(state.tables, state.table_values))
 
 
-@njit()
+@njit(allocates=False)
 def _set_request(scratch: State, c: int, i: int, prompt: int, streamed: int, remaining: float) -> None:
     """Request `i` of the scratch replica: `streamed` tokens so far, `remaining` expected to come.
 
@@ -52,7 +52,7 @@ def _set_request(scratch: State, c: int, i: int, prompt: int, streamed: int, rem
     request.finish = math.nan
 
 
-@njit()
+@njit(allocates=False)
 def _add_request(scratch: State, c: int, i: int, prompt: int, streamed: int, remaining: float) -> None:
     """Put request `i` on the scratch replica: in its batch if it has streamed tokens, else in its queue."""
     replica = scratch.replicas[c]
@@ -80,7 +80,7 @@ def _add_request(scratch: State, c: int, i: int, prompt: int, streamed: int, rem
     push_waiting(scratch, c, c, i)
 
 
-@njit()
+@njit(allocates=False)
 def _clear(state: State, k: int, c: int, scratch: State, knows: int) -> None:
     """Make the scratch replica of cluster `c` an empty replica `k`, as fast as that is said to be."""
     source = state.replicas[k]
@@ -115,7 +115,7 @@ def _clear(state: State, k: int, c: int, scratch: State, knows: int) -> None:
         scratch.timing[c, coefficient] = state.timing[alike, coefficient]
 
 
-@njit()
+@njit(allocates=False)
 def _remaining(request: Any, streamed: int, mean: float, knows: int) -> float:
     """Output tokens of a request that are still to come, as far as is known."""
     if knows & TRUE_LENGTHS:
@@ -123,12 +123,12 @@ def _remaining(request: Any, streamed: int, mean: float, knows: int) -> float:
     return ledger.expected_remaining(mean, streamed)
 
 
-@njit()
+@njit(allocates=False)
 def _prompt(request: Any, knows: int) -> int:
     return int(request.prompt if knows & TRUE_LENGTHS else request.estimate)
 
 
-@njit()
+@njit(allocates=False)
 def _note(state: State, c: int, scratch: State, count: int, i: int, streamed: int, router: int) -> int:
     """Remember request `i` for the picture, among `count` others in order of arrival, if it is `router`'s."""
     if router != ANY_ROUTER and state.requests[c, i].router != router:
@@ -144,7 +144,7 @@ def _note(state: State, c: int, scratch: State, count: int, i: int, streamed: in
     return count + 1
 
 
-@njit()
+@njit(allocates=False)
 def _copy_ledger(state: State, k: int, c: int, scratch: State, mean: float, knows: int) -> int:
     """The picture of replica `k` that its router has, in the scratch replica of cluster `c`; its requests."""
     source = state.replicas[k]
@@ -171,7 +171,7 @@ def _copy_ledger(state: State, k: int, c: int, scratch: State, mean: float, know
     return count
 
 
-@njit()
+@njit(allocates=False)
 def _copy_engine(state: State, k: int, c: int, scratch: State, mean: float, knows: int) -> int:
     """Replica `k` as it really is, in the scratch replica of cluster `c`; its requests.
 
@@ -219,7 +219,7 @@ def _copy_engine(state: State, k: int, c: int, scratch: State, mean: float, know
     return int(source.running + source.waiting)
 
 
-@njit()
+@njit(allocates=False)
 def _copy_replica(state: State, k: int, c: int, scratch: State, mean: float, knows: int) -> int:
     """Replica `k`, as far as it is known, as the scratch replica of cluster `c`; its requests."""
     _clear(state, k, c, scratch, knows)
@@ -228,7 +228,7 @@ def _copy_replica(state: State, k: int, c: int, scratch: State, mean: float, kno
     return _copy_ledger(state, k, c, scratch, mean, knows)
 
 
-@njit()
+@njit(allocates=False)
 def _cost_of_draining(scratch: State, c: int, count: int, now: float, w_ttft: float, w_e2e: float) -> float:
     """Weighted waiting from now on, over all requests of the scratch replica."""
     engine.advance(scratch, c, c, np.inf)
@@ -241,7 +241,7 @@ def _cost_of_draining(scratch: State, c: int, count: int, now: float, w_ttft: fl
     return cost
 
 
-@njit()
+@njit(allocates=False)
 def added_costs(
     state: State,
     c: int,

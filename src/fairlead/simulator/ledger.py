@@ -106,7 +106,7 @@ def routed(state: State, k: int, c: int, i: int) -> None:
     own.newest = i
 
 
-@njit()
+@njit(allocates=False)
 def lost_all(state: State, k: int) -> None:
     """Replica `k` has died: nothing is in flight there any more. What was learnt about it stays."""
     for m in range(state.ledgers.shape[1]):
@@ -132,7 +132,7 @@ def expected_remaining(mean: float, streamed: float) -> float:
     return max(mean - streamed, LEAST_REMAINING * mean)
 
 
-@njit()
+@njit(allocates=False)
 def scrape(state: State, k: int, now: float) -> None:
     """What the replica's metrics endpoint reports at `now`; that of a dead one does not answer."""
     replica = state.replicas[k]
@@ -146,7 +146,7 @@ def scrape(state: State, k: int, now: float) -> None:
     replica.scraped_preemptions = replica.preemptions
 
 
-@njit()
+@njit(allocates=False)
 def _oldest_wait(state: State, k: int, c: int, m: int, now: float) -> float:
     """Age, since it was sent, of router `m`'s oldest request without a first token there."""
     own = state.ledgers[k, m]
@@ -160,7 +160,7 @@ def _oldest_wait(state: State, k: int, c: int, m: int, now: float) -> float:
     return now - state.requests[c, i].sent
 
 
-@njit()
+@njit(allocates=False)
 def _expected_remaining_sum(state: State, k: int, c: int, m: int, mean: float) -> float:
     """Expected output still to come over all requests that router `m` has in flight on replica `k`."""
     replica = state.replicas[k]
@@ -184,7 +184,7 @@ def _expected_remaining_sum(state: State, k: int, c: int, m: int, mean: float) -
     return total
 
 
-@njit()
+@njit(allocates=False)
 def write_view(
     state: State, c: int, replicas: npt.NDArray[np.float64], request: npt.NDArray[np.float64]
 ) -> None:

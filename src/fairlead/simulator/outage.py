@@ -10,7 +10,7 @@ from fairlead.simulator import ledger
 from fairlead.simulator.state import NEVER, NONE, State
 
 
-@njit()
+@njit(allocates=False)
 def change(state: State, c: int, count: int) -> None:
     """Apply the next event of cluster `c`, whose `count` replicas have been brought to its time."""
     cluster = state.clusters[c]
@@ -29,7 +29,7 @@ def change(state: State, c: int, count: int) -> None:
         cluster.available += 1
 
 
-@njit()
+@njit(allocates=False)
 def _lose_all(state: State, k: int, c: int) -> None:
     """All requests of replica `k` go back to their routers; it holds nothing any more."""
     replica = state.replicas[k]
@@ -57,7 +57,7 @@ def _lose_all(state: State, k: int, c: int) -> None:
     ledger.lost_all(state, k)
 
 
-@njit()
+@njit(allocates=False)
 def _lose(state: State, c: int, i: int) -> None:
     """Request `i` is to be decided anew and served from the start; such wait in order of arrival."""
     cluster = state.clusters[c]

@@ -33,7 +33,7 @@ def make_room(state: State, k: int, c: int, j: int) -> None:
         replica.free_blocks -= 1
 
 
-@njit()
+@njit(allocates=False)
 def give_up(state: State, k: int, c: int, j: int) -> None:
     """Slot `j` is preempted; the blocks reserved for its whole prompt are freed."""
     replica = state.replicas[k]
@@ -48,7 +48,7 @@ def give_up(state: State, k: int, c: int, j: int) -> None:
         lose_prompt(state, k, c, i, in_kv)
 
 
-@njit()
+@njit(allocates=False)
 def lose_prompt(state: State, k: int, c: int, i: int, computed: int) -> None:
     """Vidur's bug: what is not computed yet of request `i`'s prompt counts as output from now on."""
     request = state.requests[c, i]

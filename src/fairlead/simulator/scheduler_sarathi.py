@@ -46,7 +46,7 @@ def form_batch(state: State, k: int, c: int) -> None:
         budget -= chunk
 
 
-@njit()
+@njit(allocates=False)
 def _decode_scarce(state: State, k: int, c: int) -> None:
     """The decodes take their blocks one by one; the last requests in the list are preempted for them."""
     replica = state.replicas[k]

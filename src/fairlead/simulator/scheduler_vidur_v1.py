@@ -13,7 +13,7 @@ AHEAD = 4
 """Blocks taken in advance."""
 
 
-@njit()
+@njit(allocates=False)
 def form_batch(state: State, k: int, c: int) -> None:
     """Running requests in order, then waiting ones, within the token budget."""
     replica = state.replicas[k]
@@ -53,7 +53,7 @@ def form_batch(state: State, k: int, c: int) -> None:
         budget -= chunk
 
 
-@njit()
+@njit(allocates=False)
 def _preempt_last(state: State, k: int, c: int) -> None:
     replica = state.replicas[k]
     slot = state.slots[k, replica.running - 1]

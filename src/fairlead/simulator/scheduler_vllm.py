@@ -64,7 +64,7 @@ def _prefill_blocks(state: State, k: int, c: int, j: int) -> int:
     return blocks_of(done + slot.chunk, size) - blocks_of(done, size)
 
 
-@njit()
+@njit(allocates=False)
 def _schedule_scarce(state: State, k: int, c: int) -> tuple[int, bool]:
     """As `_schedule_running` when blocks run out: the last running requests give theirs up."""
     replica = state.replicas[k]
@@ -93,7 +93,7 @@ def _schedule_scarce(state: State, k: int, c: int) -> tuple[int, bool]:
     return budget, preempted
 
 
-@njit()
+@njit(allocates=False)
 def _preempt_last(state: State, k: int, c: int) -> None:
     """Take the most recently admitted request off the batch."""
     replica = state.replicas[k]

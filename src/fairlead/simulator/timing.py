@@ -125,7 +125,7 @@ def analytic(model: Model, device: Device, tensor_parallel: int = 1, slowdown: f
     return coefficients.scaled(slowdown)
 
 
-@njit()
+@njit(inline=True)
 def iteration_time(
     c: npt.NDArray[np.float64], tokens: float, seqs: float, kv_tokens: float, pairs: float
 ) -> float:
