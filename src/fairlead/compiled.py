@@ -84,15 +84,14 @@ def njit(*, parallel: bool = False, inline: bool = False, allocates: bool = True
             would take longer, for the arrays of the state, than what the simulator's functions do.
     """
     counted = allocates and not inline
+    options: dict[str, Any] = {"parallel": parallel, "forceinline": inline, "_nrt": counted}
 
     def decorate(function: F) -> F:
         settings: Any = numba.config
         before = settings.CACHE_DIR
         settings.CACHE_DIR = _made_cache_directory()
         try:
-            compiled: Any = numba.njit(cache=True, parallel=parallel, forceinline=inline, _nrt=counted)(
-                function
-            )
+            compiled: Any = numba.njit(cache=True, **options)(function)
         finally:
             settings.CACHE_DIR = before
         # To the type checker it stays the function that it was.

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -122,7 +123,7 @@ def test_vidur_itself_trains_on_it_without_a_network(tmp_path: Path):
     assert np.max(errors) < 0.04
 
 
-def _as_tables(predicted: dict[str, list[list[float]]], like: VidurTables) -> VidurTables:
+def _as_tables(predicted: dict[str, Any], like: VidurTables) -> VidurTables:
     """What Vidur's forests predicted, in our form."""
     rounded = np.arange(8, like.max_tokens + 1, 8)
     tokens = sum(np.array([dict(predicted[name])[n] for n in rounded]) for name in TOKEN_OPERATORS)

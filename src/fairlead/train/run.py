@@ -135,8 +135,8 @@ def saved_run(out: Path) -> tuple[TrainConfig, list[Scenario]]:
 def shares(total: int, counts: Sequence[int], group: int) -> list[int]:
     """About `total` clusters dealt to sizes of which there are `counts` scenarios, in whole groups.
 
-    Every scenario gets at least one group, even if that takes more clusters: groups are dealt the scenarios in
-    turn, and with fewer the last ones would never be seen. The others follow in proportion.
+    Every scenario gets at least one group, even if that takes more clusters: groups are dealt the scenarios
+    in turn, and with fewer the last ones would never be seen. The others follow in proportion.
     """
     given = list(counts)
     for _ in range(total // group - sum(counts)):
