@@ -86,6 +86,50 @@ def test_a_killed_server_cuts_its_streams_and_comes_back_empty():
     asyncio.run(main())
 
 
+def test_the_faults_of_a_scenario_happen(clock):
+    scenario = load_scenario("chat-equal").replace(
+        faults=(
+            {"kind": "slowdown", "replica": 1, "factor": 3, "start_s": 5, "duration_s": 10, "every_s": 100},
+            {"kind": "outage", "replica": 2, "start_s": 7, "duration_s": 4},
+        )
+    )
+
+    async def main() -> None:
+        cluster = build(scenario, clock, host="127.0.0.1", port=0, seed=0)
+        for server in cluster:
+            await server.start()
+
+        def paces() -> list[float]:
+            return [server.endpoint.engine.pace for server in cluster]
+
+        clock.run_until(4.9)
+        assert paces() == [1.0, 1.0, 1.0, 1.0]
+        clock.run_until(5.0)
+        assert paces() == [1.0, 3.0, 1.0, 1.0]
+        clock.run_until(7.0)
+        with pytest.raises(OSError):
+            await ask(cluster[2], "GET", "/health")
+        clock.run_until(11.0)
+        await asyncio.sleep(0)
+        for _ in range(100):
+            await asyncio.sleep(0.01)
+            try:
+                assert (await ask(cluster[2], "GET", "/health"))[0] == 200
+            except OSError:
+                continue
+            break
+        else:
+            raise AssertionError("it did not return")
+        clock.run_until(15.0)
+        assert paces() == [1.0, 1.0, 1.0, 1.0]
+        clock.run_until(105.0)
+        assert paces() == [1.0, 3.0, 1.0, 1.0]
+        for server in cluster:
+            server.stop()
+
+    asyncio.run(main())
+
+
 def test_a_taken_port_is_an_error_that_names_it():
     async def main() -> None:
         first = servers()[0]

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import cast
@@ -14,7 +15,11 @@ from fairlead.errors import FairleadError
 from fairlead.serve.frontend import ClientConnection
 from fairlead.simulator.fleet import build_fleet
 from fairlead.simulator.reference import from_fleet
+from fairlead.workload.faults import Faults, plan
 from fairlead.workload.scenario import Scenario
+
+FAULTS_UNTIL_S = 24 * 3600.0
+"""Faults that repeat do so for a day of the engines' time."""
 
 
 @dataclass(eq=False)
@@ -59,6 +64,14 @@ class Server:
         self.endpoint.engine.reset()
         self.endpoint.load = 0
 
+    def change(self, pace: float, up: bool) -> None:
+        """What a fault of the scenario does: another pace; death if it is not `up`, return if it is."""
+        self.endpoint.engine.pace = pace
+        if not up:
+            self.stop()
+        elif self._listener is None and self._restart is None:
+            self._starting = asyncio.get_running_loop().create_task(self.start())
+
     def kill(self, seconds: float) -> None:
         """Stops as `kill -9` would stop it, and starts again, empty, after `seconds` (of the wall)."""
         loop = asyncio.get_running_loop()
@@ -82,10 +95,10 @@ def build(
 
     Args:
         scenario: the cluster, and the length of answers that nobody said the length of.
-        clock: the time of all engines.
+        clock: the time of all engines, and of the scenario's faults.
         host: the address to listen on.
         port: of the first replica.
-        seed: of the drawn lengths.
+        seed: of the drawn lengths and faults.
         model: the name to serve; default: the scenario's.
     """
     lengths = Lengths(scenario, seed)
@@ -95,7 +108,24 @@ def build(
         server = Server(endpoint, host, port + index if port else 0)
         endpoint.kill = server.kill
         servers.append(server)
+    faults = plan(scenario.faults, len(servers), FAULTS_UNTIL_S, seed, "evaluate")
+    follow_faults(servers, faults, clock)
     return servers
+
+
+def follow_faults(servers: list[Server], faults: Faults, clock: Clock) -> None:
+    """Lets the faults happen when the clock comes to their times."""
+    columns = (faults.time_s, faults.replica, faults.pace, faults.up)
+    changes = deque(zip(*(column.tolist() for column in columns), strict=True))
+
+    def happen() -> None:
+        while changes and changes[0][0] <= clock.now():
+            _, replica, pace, up = changes.popleft()
+            servers[replica].change(pace, up)
+        if changes:
+            clock.call_at(changes[0][0], happen)
+
+    happen()
 
 
 async def serve(servers: list[Server], announce: Callable[[list[Server]], None]) -> None:

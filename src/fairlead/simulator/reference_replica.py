@@ -134,8 +134,6 @@ class Replica:
         self.ttft_ewma_s = [0.0] * routers
         self.itl_ewma_s = [0.0] * routers
         """As each router saw it."""
-        self.pace = 1.0
-        """Iterations that start now last so many times as long as they should."""
 
     def submit(self, request: InFlight, now_s: float | None = None) -> None:
         """A request is sent here, by default when it arrives: it joins at the next boundary.
