@@ -41,6 +41,14 @@ def test_fitted_coefficients_run_a_scenario(fairlead, tmp_path: Path, measuremen
     )
     fleet = build_fleet(load_scenario(scenario))
     assert fleet.timing[0, 2] == pytest.approx(2 * LLAMA.token_s, rel=0.05)
+    exported = tmp_path / "exported"
+    args = ("--scenario", str(scenario), "--max-context", "512", "--out", str(exported))
+    assert fairlead("calibrate", "export-vidur", *args).code == 0
+    header, *rows = (exported / "mlp.csv").read_text().splitlines()
+    last = dict(zip(header.split(","), rows[-1].split(","), strict=True))
+    ms = sum(float(value) for name, value in last.items() if name.startswith("time_stats."))
+    full = 2 * (LLAMA.base_s + LLAMA.token_s * 2048)
+    assert ms * 32e-3 == pytest.approx(full, rel=0.03)
 
 
 def test_the_fit_as_json(fairlead, tmp_path: Path, measurements: Path):

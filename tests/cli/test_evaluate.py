@@ -1,6 +1,7 @@
 """`fairlead evaluate` and `fairlead report`, from the command line."""
 
 import json
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 
@@ -66,3 +67,15 @@ def test_a_training_log_is_drawn_into_the_report(fairlead, tmp_path):
     assert ended.code == 2 and "none.csv" in ended.err and not out.exists()
     assert fairlead(*SMALL, *options, str(log)).code == 0
     assert "held-out objective" in (out / "report.html").read_text()
+
+
+def test_without_vidur_its_option_says_what_to_install(fairlead, tmp_path, monkeypatch):
+    def absent(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("fairlead.vidur.offline.version", absent)
+    ended = fairlead("evaluate", "-s", "chat-equal", "--simulator", "vidur", "--out", str(tmp_path / "x"))
+    assert ended.code == 2
+    assert ended.err == (
+        "error: the simulator Vidur is not installed: pip install 'fairlead[vidur]' (Linux on x86-64)\n"
+    )

@@ -77,7 +77,10 @@ def command(
     from fairlead.evaluate.report import render_report
     from fairlead.evaluate.tables import terminal_table
     from fairlead.evaluate.tournament import ALL_HEURISTICS, run_tournament
+    from fairlead.vidur.offline import check_installed
 
+    if simulator is Simulator.vidur:
+        check_installed()
     scenarios = scenario_list(scenario)
     loads = load_list(load)
     existing(training_log)
