@@ -328,7 +328,7 @@ def play() -> Callable[..., None]:
             await server.start()
             world = World(there, server)
             try:
-                await asyncio.wait_for(scene(world), 60)
+                await asyncio.wait_for(scene(world), 20)
                 if clean:  # whatever happened, nothing is left behind
                     for client in world.clients:
                         client.close()

@@ -196,7 +196,11 @@ class ClientConnection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         """The first byte of a request."""
-        if not self._resumed:
+        if self._resumed or self._closing:
+            return
+        if self._queue and self._queue[-1].refusal is not None:
+            self._broken = True  # nothing behind a refused request is one
+        else:
             self._incoming = Request(self)
             self._head_bytes = 0
 
@@ -214,7 +218,7 @@ class ClientConnection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """The head is there: check it; answer it if it is its turn."""
         request = self._incoming
-        if request is None or self._resumed:
+        if request is None or self._resumed or self._closing or self._broken:
             return
         request.arrived = monotonic()
         request.method = self._parser.get_method()
@@ -231,7 +235,7 @@ class ClientConnection(asyncio.Protocol):
     def on_body(self, data: bytes) -> None:
         """A piece of the body."""
         request = self._incoming
-        if request is None or self._closing:
+        if request is None or self._closing or self._broken:
             return
         request.received += len(data)
         if request.received > self._application.limits.max_body_bytes and request.refusal is None:
@@ -254,7 +258,7 @@ class ClientConnection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """The request is complete."""
         request = self._incoming
-        if request is None or self._parser.should_upgrade():
+        if request is None or self._closing or self._broken or self._parser.should_upgrade():
             return  # the body of a request that asks for an upgrade has not been parsed
         self._incoming = None
         request.complete = True
@@ -375,8 +379,8 @@ class ClientConnection(asyncio.Protocol):
         request = self._incoming
         if request is None or self._closing:
             return
-        if request.method == b"CONNECT":
-            self._refuse(405, "CONNECT is not offered")
+        if request.refusal is not None:
+            self._broken = True
             return
         self._parser = httptools.HttpRequestParser(self)
         length = request.length
@@ -390,6 +394,8 @@ class ClientConnection(asyncio.Protocol):
     def _examine(self, request: Request) -> tuple[int, str] | None:
         """Why the head must be refused, if it must; llhttp has checked its form."""
         limits = self._application.limits
+        if request.method == b"CONNECT":
+            return 405, "CONNECT is not offered"
         version = self._parser.get_http_version()
         hosts = coded = 0
         size = len(request.target)

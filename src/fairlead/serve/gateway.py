@@ -103,6 +103,7 @@ class Gateway:
         """Under way, those in the queue included."""
         self.draining = False
         self.ledger = Ledger(monotonic())
+        self.ledger.warm()
         self.decider = Decider(settings.policy)
         self.prompts = PromptEstimate(settings.tokens.bytes_per_token)
         self.backends: list[Backend] = []

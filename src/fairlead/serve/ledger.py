@@ -67,6 +67,10 @@ class Ledger:
         self._iteration = [0.0] * 4  # per row: when its current iteration was first seen
         self._free: list[int] = [3, 2, 1, 0]
 
+    def warm(self) -> None:
+        """Compile before the first request comes."""
+        self.write_view(np.zeros(1, np.int64), self._decided, 1.0, np.zeros((1, schema.NUM_REPLICA_COLUMNS)))
+
     def add(
         self,
         *,

@@ -218,9 +218,9 @@ class Policy(Section):
     on_policy_error: str = "lor"
     """When a policy fails or is too slow: `fail` refuses the request (500), a heuristic's name lets that
     decide."""
-    deadline: Seconds = 0.02
+    deadline: Seconds = 0.05
     """A decision that takes longer counts as failed."""
-    rest: Seconds = 5.0
+    rest: Seconds = 1.0
     """After a failed decision the fallback decides for so long before the policy is asked again."""
     shadow: str = ""
     """Another router that decides too; its choices are counted and logged, not used."""
