@@ -88,6 +88,7 @@ class Exchange:
         "_parts",
         "_sent_all",
         "_size",
+        "_stale",
         "_tail",
         "_to_client_chunked",
         "_upstream",
@@ -150,6 +151,7 @@ class Exchange:
         self._meter: EventMeter | None = None
         self._tail = b""
         self._to_client_chunked = False
+        self._stale = False
         self._first_at = 0.0
         self._last_at = 0.0
 
@@ -213,7 +215,7 @@ class Exchange:
         backend.in_flight += 1
         backend.requests += 1
         self.deadline = monotonic() + gateway.timeouts.first_byte
-        backend.pool.connect(self)
+        backend.pool.connect(self, fresh=self._stale)
 
     def dispatch_again(self) -> None:
         """A place may have become free for a request that waits."""
@@ -400,14 +402,19 @@ class Exchange:
         self._end("ok")
         request.connection.answered(request)
 
-    def broken(self, reason: str, *, fresh: bool) -> None:
+    def broken(self, reason: str, *, stale: bool) -> None:
         """The connection broke before the answer was complete."""
         self._upstream = None
         if self.started:
             self._cut(reason)
+        elif stale and not self._stale and self._can_start_again(sent=True):
+            # Keep-alive ended while the request was on its way: nobody's fault, and no attempt. From now on
+            # only new connections, so that this happens once.
+            self._stale = True
+            self.attempts -= 1
+            self._again(exclude=False)
         else:
-            # A connection that had been idle may have been closed while the request was on its way: no fault.
-            self._attempt_failed("reset", reason, sent=True, blame=fresh)
+            self._attempt_failed("reset", reason, sent=True)
 
     # It goes wrong.
 
@@ -450,17 +457,14 @@ class Exchange:
         assert self.facts is not None
         return request.method == b"POST" and request.path in STATELESS and not self.facts.stored
 
-    def _attempt_failed(self, reason: str, text: str, *, sent: bool, blame: bool = True) -> None:
+    def _attempt_failed(self, reason: str, text: str, *, sent: bool) -> None:
         backend = self.backend
         assert backend is not None
-        if blame:
-            self._gateway.failed(backend, reason)
-        # A connection that had aged is not held against the backend: it may be asked again.
-        if self._can_retry(sent=sent) if blame else self._can_start_again(sent=sent):
-            self._again(exclude=blame)
-            return
-        status = 504 if reason == "timeout" else 502
-        self.fail(status, f"{backend.name}: {text}", reason)
+        self._gateway.failed(backend, reason)
+        if self._can_retry(sent=sent):
+            self._again()
+        else:
+            self.fail(504 if reason == "timeout" else 502, f"{backend.name}: {text}", reason)
 
     def _again(self, *, exclude: bool = True) -> None:
         """Give up on this attempt and choose again, without this backend if `exclude`."""

@@ -50,7 +50,7 @@ class _Get:
         if not self.done.done():
             self.done.set_result(b"".join(self._pieces))
 
-    def broken(self, reason: str, *, fresh: bool) -> None:
+    def broken(self, reason: str, *, stale: bool) -> None:
         self._connection = None
         self._fail(reason)
 
@@ -80,7 +80,8 @@ async def get(backend: Backend, path: str, timeout: float) -> tuple[int, bytes]:
     request = _Get(head + b"User-Agent: fairlead\r\nAccept: */*\r\n\r\n")
     backend.pool.connect(request)
     try:
-        body = await asyncio.wait_for(request.done, timeout)
+        async with asyncio.timeout(timeout):
+            body = await request.done
     finally:
         request.cancel()
     return request.status, body

@@ -40,8 +40,11 @@ class Caller(Protocol):
     def answer_ends(self) -> None:
         """The answer is complete."""
 
-    def broken(self, reason: str, *, fresh: bool) -> None:
-        """The connection broke before the answer was complete; `fresh` if it was its first request."""
+    def broken(self, reason: str, *, stale: bool) -> None:
+        """The connection broke before the answer was complete.
+
+        `stale`: it had been used before and closed without a byte, as when keep-alive ends just then.
+        """
 
     def backend_slow(self, slow: bool) -> None:
         """The backend reads slower than the request comes (True), or has caught up (False)."""
@@ -57,6 +60,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_closed",
         "_closes",
         "_headers",
+        "_heard",
         "_informational",
         "_parser",
         "_pieces",
@@ -76,6 +80,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._caller: Caller | None = None
         self._closed = False
         self._uses = 0
+        self._heard = False  # a byte of the answer has come
         self._reading = True
         self._parser = httptools.HttpResponseParser(self)
         self._fresh_answer()
@@ -99,6 +104,7 @@ class UpstreamConnection(asyncio.Protocol):
         """The next answer is for `caller`."""
         self._caller = caller
         self._uses += 1
+        self._heard = False
         self.request_complete = False
 
     def write(self, data: bytes) -> None:
@@ -155,6 +161,7 @@ class UpstreamConnection(asyncio.Protocol):
         if self._caller is None:
             self._close()  # nobody asked for this
             return
+        self._heard = True
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -265,13 +272,13 @@ class UpstreamConnection(asyncio.Protocol):
             self._flush()
             self._done()
             return
-        self._break("the backend closed the connection")
+        self._break("the backend closed the connection", stale=self._uses > 1 and not self._heard)
 
-    def _break(self, reason: str) -> None:
+    def _break(self, reason: str, *, stale: bool = False) -> None:
         caller, self._caller = self._caller, None
         self._close()
         if caller is not None:
-            caller.broken(reason, fresh=self._uses == 1)
+            caller.broken(reason, stale=stale)
 
     def _close(self) -> None:
         if not self._closed:
@@ -296,9 +303,9 @@ class Pool:
         self._idle: deque[UpstreamConnection] = deque()
         self._connecting: set[asyncio.Task[None]] = set()
 
-    def connect(self, caller: Caller) -> None:
-        """Give `caller` an idle connection at once, or a new one when it is there."""
-        while self._idle:
+    def connect(self, caller: Caller, *, fresh: bool = False) -> None:
+        """Give `caller` an idle connection at once (unless `fresh`), or a new one when it is there."""
+        while self._idle and not fresh:
             connection = self._idle.pop()  # the most recently used: the least likely to have been closed
             if connection.usable:
                 connection.assign(caller)
@@ -315,7 +322,8 @@ class Pool:
             opening = loop.create_connection(
                 lambda: UpstreamConnection(self), self.host, self.port, ssl=self._tls
             )
-            _, connection = await asyncio.wait_for(opening, self.connect_timeout)
+            async with asyncio.timeout(self.connect_timeout):
+                _, connection = await opening
         except TimeoutError:
             caller.connect_failed("connecting took too long")
         except OSError as error:
