@@ -204,15 +204,23 @@ def test_an_early_answer_to_an_upload_ends_the_connection(play):
 
 
 TOKENS = st.sampled_from(
-    [b"GET", b"POST", b" ", b"/v1/completions", b"/", b" HTTP/1.1", b"\r\n", b"\n", b"\r", b":", b"Host: x"]
-    + [
+    [
+        b"GET",
+        b"POST",
+        b" ",
+        b"/v1/completions",
+        b"/",
+        b" HTTP/1.1",
+        b"\r\n",
+        b"\n",
+        b"\r",
+        b":",
+        b"Host: x",
         b"Content-Length: 5",
         b"Content-Length: 0",
         b"Transfer-Encoding: chunked",
         b"Connection: close",
         b"\r\n\r\n",
-    ]
-    + [
         b"hello",
         b"5\r\nhello\r\n",
         b"0\r\n\r\n",
@@ -272,21 +280,15 @@ def test_no_answer_harms_the_gateway(play, prompt):
             b"HTTP/1.0 200 OK\r\n",
             b"HTTP/1.1 100 C\r\n\r\n",
             b"\r\n",
-        ]
-        + [
             b"Content-Length: 5\r\n",
             b"Transfer-Encoding: chunked\r\n",
             b"Content-Type: text/event-stream\r\n",
-        ]
-        + [
             b"Connection: close\r\n",
             b"Upgrade: x\r\n",
             b"hello",
             b"5\r\nhello\r\n",
             b"0\r\n\r\n",
             b"data: {}\n\n",
-        ]
-        + [
             b"\x00",
             b"HTTP/1.1 101 S\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
             b'data: {"usage":{"x":{}}}\n\n',

@@ -81,7 +81,7 @@ def test_a_backend_that_is_not_there_costs_no_request(play, prompt):
 
 
 def test_kill_and_restart_under_load(play, prompt):
-    """One of three backends is killed in mid-stream and comes back: every request ends, one way or the other."""
+    """One of three backends is killed in mid-stream and comes back: every request ends, some way."""
 
     async def scene(world):
         outcomes = {"good": 0, "cut": 0, "refused": 0}
