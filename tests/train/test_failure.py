@@ -13,7 +13,7 @@ from fairlead.train.trainer import train
 def breaking(toy, what: str, at: int):
     """The queues, in which a number breaks at one step."""
 
-    class Broken(toy.make):  # type: ignore[misc, name-defined]
+    class Broken(toy.make):  # type: ignore[misc]
         steps = 0
 
         def step(self, actions):

@@ -114,7 +114,7 @@ def test_a_policy_with_a_memory_is_trained_exported_and_resumed(toy, tmp_path) -
     assert result.objective is not None and result.objective < toy.random_cost
     assert OnnxRouter(result.policy, features=toy.features).has_memory
 
-    class Interrupted(toy.make):  # type: ignore[name-defined, misc]
+    class Interrupted(toy.make):  # type: ignore[misc]
         steps = 0
 
         def step(self, actions):
