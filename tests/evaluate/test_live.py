@@ -9,6 +9,7 @@ import pytest
 
 from fairlead.errors import FairleadError
 from fairlead.evaluate.live import LiveRun, replay
+from fairlead.workload.content import Content
 from fairlead.workload.requests import Requests
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -102,6 +103,23 @@ def test_what_is_sent(lengths):
     else:
         assert [body["vllm_xargs"] for body in seen] == [{"fairlead_output_tokens": n} for n in (5, 6)]
         assert len({body["max_tokens"] for body in seen}) == 1
+
+
+def test_prompts_share_the_words_of_the_blocks_that_they_share():
+    prompts: list[list[str]] = []
+
+    async def record(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            prompts.append(str((await read_request(reader))["prompt"]).split())
+            writer.write(answer(1))
+
+    content = Content(np.array([0, 1, 0, 1, 2, 3]), np.array([0, 2, 4, 6]), block_size=4)
+    lengths = np.array([9, 8, 5]), np.array([1, 1, 4])
+    run(record, Requests(np.array([0.0, 0.01, 0.02]), *lengths, content=content))
+    first, second, third = sorted(prompts, key=len, reverse=True)
+    assert [len(words) for words in (first, second, third)] == [9, 8, 5]
+    assert first[:8] == second and first[8] == "r0"
+    assert not set(third) & set(first)
 
 
 def test_times_are_those_of_the_workload_at_any_speed():

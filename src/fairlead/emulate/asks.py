@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from fairlead.emulate.prompts import BadPrompt, chat_text, count_chat, count_prompt, text_ids
+from fairlead.emulate.prompts import BadPrompt, chat_ids, count_chat, count_prompt, prompt_ids
 
 OUTPUT_TOKENS_HEADER = b"x-fairlead-output-tokens"
 """How many tokens the answer has, for replayed workloads: unlike `max_tokens`, no router looks at it."""
@@ -48,9 +48,15 @@ class Ask:
     """Least tokens of output (`min_tokens`, or the limit with `ignore_eos`)."""
     output_tokens: int | None
     """As a replayed workload has it; None: as drawn."""
+    prompt: Any
+    """The prompt or the messages, as they came."""
     stream: bool
     include_usage: bool
     continuous_usage: bool
+
+    def ids(self) -> list[int]:
+        """The ids of the prompt's tokens."""
+        return chat_ids(self.prompt) if self.chat else prompt_ids(self.prompt)
 
 
 def read(body: bytes, *, chat: bool, model: str, max_model_len: int, header: bytes = b"") -> Ask:
@@ -105,6 +111,7 @@ def read(body: bytes, *, chat: bool, model: str, max_model_len: int, header: byt
         limit=limit,
         least=limit if fields.get("ignore_eos") else least,
         output_tokens=_replayed(fields, header),
+        prompt=fields["messages" if chat else "prompt"],
         stream=stream,
         include_usage=bool(options.get("include_usage")),
         continuous_usage=bool(options.get("include_usage") and options.get("continuous_usage_stats")),
@@ -125,9 +132,7 @@ def read_tokenize(body: bytes) -> tuple[int, list[int]]:
         raise _bad("the body must be an object")
     chat = "messages" in fields
     count = _count(fields, chat)
-    texts = chat_text(fields["messages"]) if chat else [fields["prompt"]]
-    ids = [token for text in texts for token in text_ids(text)]
-    return count, ids + [0] * (count - len(ids))
+    return count, chat_ids(fields["messages"]) if chat else prompt_ids(fields["prompt"])
 
 
 def _count(fields: dict[str, Any], chat: bool) -> int:

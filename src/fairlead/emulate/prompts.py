@@ -34,11 +34,41 @@ def count_text(text: str) -> int:
     return max(1, len(text.split()))
 
 
-def text_ids(text: str | list[int]) -> list[int]:
-    """One id for each token: a hash of the word; ids are returned as they are."""
-    if isinstance(text, list):
-        return text
-    return [zlib.crc32(word.encode()) % VOCABULARY for word in text.split()]
+def text_ids(text: str) -> list[int]:
+    """One id for each token of a text: a hash of the word."""
+    return [zlib.crc32(word.encode()) % VOCABULARY for word in text.split()] or [0]
+
+
+def prompt_ids(prompt: Any) -> list[int]:
+    """The ids of the `prompt` of a completion that `count_prompt` has counted."""
+    if isinstance(prompt, str):
+        return text_ids(prompt)
+    if isinstance(prompt[0], str | list):
+        return prompt_ids(prompt[0])
+    return list(prompt)
+
+
+def chat_ids(messages: Any) -> list[int]:
+    """The ids of the `messages` of a chat that `count_chat` has counted."""
+    ids = []
+    for message, text in zip(messages, chat_texts(messages), strict=True):
+        ids += [VOCABULARY + len(message["role"]), *(text_ids(text) if text.split() else []), VOCABULARY]
+    return [*ids, VOCABULARY + len("assistant")]
+
+
+def block_contents(prompt: list[int], output_tokens: int, block_size: int) -> tuple[int, ...]:
+    """What the full blocks of a prompt and its answer contain, an id for each.
+
+    An id stands for a block's tokens and all before them. The answer's last token is never computed.
+    """
+    answer = _ANSWER_IDS * (output_tokens // len(_ANSWER_IDS) + 1)
+    ids = prompt + answer[: output_tokens - 1]
+    contents = []
+    content = 0
+    for end in range(block_size, len(ids) + 1, block_size):
+        content = hash((content, *ids[end - block_size : end]))
+        contents.append(content)
+    return tuple(contents)
 
 
 def count_prompt(prompt: Any) -> int:
@@ -62,7 +92,7 @@ def count_prompt(prompt: Any) -> int:
     return len(prompt)
 
 
-def chat_text(messages: Any) -> Sequence[str]:
+def chat_texts(messages: Any) -> Sequence[str]:
     """The text of each message of a chat.
 
     Raises:
@@ -87,7 +117,10 @@ def chat_text(messages: Any) -> Sequence[str]:
 
 
 def count_chat(messages: Any) -> int:
-    """Tokens of the `messages` of a chat, those of the template included; `BadPrompt` as for `chat_text`."""
-    texts = chat_text(messages)
+    """Tokens of the `messages` of a chat, those of the template included; `BadPrompt` as for `chat_texts`."""
+    texts = chat_texts(messages)
     words = sum(len(text.split()) for text in texts)
     return words + CHAT_TOKENS_PER_MESSAGE * len(texts) + CHAT_TOKENS_OF_ANSWER
+
+
+_ANSWER_IDS = text_ids("".join(ANSWER_WORDS))

@@ -103,7 +103,8 @@ async def replay(
 
     Args:
         url: `http://host:port` of a server or gateway.
-        requests: N requests; prompts are made of as many words, each beginning with one of its own.
+        requests: N requests; prompts are made of as many words. Where blocks have the same content, the
+            prompts have the same words; otherwise each begins with one of its own.
         model: the name to ask for.
         lengths: how the server learns the output lengths.
         speed: that of the servers' time: arrivals come so many times as fast, measured times are multiplied.
@@ -117,7 +118,7 @@ async def replay(
         raise FairleadError(f"{url!r} is not the address of a server, for example http://127.0.0.1:9000")
     loop = asyncio.get_running_loop()
     pool = _Pool(parts.hostname, parts.port or 80)
-    words = f" {_WORD}" * int(requests.prompt_tokens.max(initial=1))
+    prompts = _Prompts(requests)
     head = f"POST {parts.path.rstrip('/')}/v1/completions HTTP/1.1\r\nHost: {parts.netloc}\r\n".encode()
     calls: list[_Call] = []
     start_s = time.perf_counter() + _START_IN_S
@@ -125,8 +126,7 @@ async def replay(
         due_s = start_s + float(requests.arrival_s[i]) / speed
         while (wait_s := due_s - time.perf_counter()) > 0:
             await asyncio.sleep(wait_s)
-        text = f"r{i}{words[: (int(requests.prompt_tokens[i]) - 1) * (len(_WORD) + 1)]}"
-        message = head + _message(model, text, int(requests.output_tokens[i]), lengths)
+        message = head + _message(model, prompts.text(i), int(requests.output_tokens[i]), lengths)
         call = _Call(message, due_s, loop.create_future())
         call.timer = loop.call_later(timeout_s, call.fail, f"no complete answer after {timeout_s:g} s")
         calls.append(call)
@@ -135,6 +135,35 @@ async def replay(
         await call.done
     pool.close()
     return _collect(requests, calls, start_s, speed)
+
+
+class _Prompts:
+    """Texts of as many words as prompts have tokens."""
+
+    def __init__(self, requests: Requests) -> None:
+        self._requests = requests
+        self._words = f" {_WORD}" * int(requests.prompt_tokens.max(initial=1))
+        self._blocks: dict[int, str] = {}
+
+    def text(self, i: int) -> str:
+        """The prompt of request i: the words of its full blocks, then one of its own and more."""
+        tokens, shared = int(self._requests.prompt_tokens[i]), ""
+        content = self._requests.content
+        if content is not None:
+            first = int(content.offsets[i])
+            full = min(tokens // content.block_size, int(content.offsets[i + 1]) - first)
+            ids = content.ids[first : first + full].tolist()
+            shared = " ".join(self._block(each, content.block_size) for each in ids)
+            tokens -= full * content.block_size
+        if tokens == 0:
+            return shared
+        own = f"r{i}{self._words[: (tokens - 1) * (len(_WORD) + 1)]}"
+        return f"{shared} {own}" if shared else own
+
+    def _block(self, content: int, size: int) -> str:
+        if content not in self._blocks:
+            self._blocks[content] = " ".join(f"b{content}w{j}" for j in range(size))
+        return self._blocks[content]
 
 
 def _message(model: str, prompt: str, output_tokens: int, lengths: Lengths) -> bytes:
