@@ -324,7 +324,7 @@ def main() -> None:
         except FairleadError as error:
             say(f"  {error}")
             rows.append({"gateway": gateway, "policy": policy, "first_error": str(error)})
-    for policy in options.ours:
+    for policy in [row["policy"] for row in rows if row["gateway"] == OURS and "e2e_mean_s" in row]:
         router, _, favor = policy.partition("@")
         dial = float(favor) if favor else None
         simulated = simulate_once(scenario, options.load, router, options.requests, options.seed, dial)
