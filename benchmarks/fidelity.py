@@ -175,7 +175,9 @@ def build_fleet(cell: Cell, replicas: int) -> Fleet:
     if cell.option("replica_config_num_pipeline_stages", default=1) > 1:
         raise FairleadError("there is no pipeline parallelism here")
     if "cache_config_enable_prefix_caching" in cell.args:
-        raise FairleadError("the scheduler vidur_v1 has no prefix caching")
+        raise FairleadError(
+            "prefix caching is missing in vidur_v1, the scheduler with the semantics of Vidur 25e0082"
+        )
     own = f"{kind}_scheduler_config_"
     ours = SCHEDULERS[cell.commit][kind]
     watermark = cell.option(own + "watermark_blocks_fraction", default=WATERMARK)
