@@ -8,6 +8,7 @@ from fairlead.policy.catalogue import ALL_HEURISTICS, find_router, find_routers
 from fairlead.policy.heuristics import DESCRIPTIONS, HEURISTICS, Heuristic, Lookahead
 from fairlead.policy.router import Router
 from fairlead.view import schema
+from fairlead.view.privilege import EVERYTHING, TRUE_LENGTHS
 from fairlead.view.schema import View
 
 
@@ -118,6 +119,16 @@ def test_catalogue() -> None:
     assert entry.name == "lookahead@0.5"
     assert entry.router.weights == pytest.approx((5.0, 1.0))
     assert isinstance(find_router("lookahead", favor=0.0).router, Lookahead)
+
+
+@pytest.mark.parametrize(
+    ("text", "knows"), [("lookahead:true-lengths@0", TRUE_LENGTHS), ("lookahead:privileged", EVERYTHING)]
+)
+def test_bounds_say_that_they_cannot_be_reached(text: str, knows: int) -> None:
+    entry = find_router(text)
+    assert isinstance(entry.router, Lookahead)
+    assert entry.router.knows == knows and "unreachable" in entry.detail and entry.name == text
+    assert text not in ALL_HEURISTICS
 
 
 @pytest.mark.parametrize(
