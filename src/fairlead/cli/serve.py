@@ -110,6 +110,7 @@ def command(
             url=f"{scheme}://{chosen.host}:{server.port}",
             backends=[each.url for each in chosen.backends],
             policy=chosen.policy.router,
+            **({"admin": f"http://{chosen.admin.host}:{server.admin_port}"} if chosen.admin else {}),
         )
         await server.serve()
 

@@ -72,6 +72,29 @@ def _warm(router: Router) -> None:
         router.route(View(np.ones((1, count, NUM_REPLICA_COLUMNS)), np.ones((1, NUM_REQUEST_COLUMNS))))
 
 
+class Routers(NamedTuple):
+    """What decides, what stands in for it, what only watches."""
+
+    router: Router
+    fallback: Router | None
+    shadow: Router | None
+
+
+def load_routers(settings: Policy) -> Routers:
+    """The routers that `settings` name.
+
+    Raises:
+        FairleadError: as `gateway_router`.
+    """
+    return Routers(
+        gateway_router(settings.router, settings.favor, settings.seed),
+        None
+        if settings.on_policy_error == FAIL
+        else gateway_router(settings.on_policy_error, settings.favor, settings.seed),
+        gateway_router(settings.shadow, settings.shadow_favor, settings.seed) if settings.shadow else None,
+    )
+
+
 class Decider:
     """Decides with the policy in force; can be given another one while running."""
 
@@ -98,17 +121,12 @@ class Decider:
         Raises:
             FairleadError: as `gateway_router`.
         """
-        router = gateway_router(settings.router, settings.favor, settings.seed)
-        fallback = (
-            None
-            if settings.on_policy_error == FAIL
-            else gateway_router(settings.on_policy_error, settings.favor, settings.seed)
-        )
-        shadow = (
-            gateway_router(settings.shadow, settings.shadow_favor, settings.seed) if settings.shadow else None
-        )
+        self.install(settings, load_routers(settings))
+
+    def install(self, settings: Policy, routers: Routers) -> None:
+        """Decide by `settings` from now on, with `routers` loaded for them (in a thread, say)."""
         self.settings = settings
-        self.router, self.fallback, self.shadow = router, fallback, shadow
+        self.router, self.fallback, self.shadow = routers
         self.rests_until = 0.0
         """The policy is not asked before this time (s, monotonic): the fallback decides."""
         self.last_error = ""

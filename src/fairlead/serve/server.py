@@ -8,6 +8,7 @@ from collections.abc import Callable
 from time import monotonic
 
 from fairlead.errors import FairleadError
+from fairlead.serve.admin import Administration
 from fairlead.serve.discovery import Discovery
 from fairlead.serve.frontend import Application, ClientConnection
 from fairlead.serve.gateway import Gateway
@@ -54,6 +55,9 @@ class Server:
         self._stopping = asyncio.Event()
         self.port = 0
         """The port in use, once started."""
+        self.admin_port = 0
+        """Likewise for the admin API; 0 if there is none."""
+        self._administration: Administration | None = None
 
     async def start(self) -> None:
         """Listen for clients.
@@ -66,6 +70,10 @@ class Server:
         self.port = await self.listen(
             self.gateway, settings.host, settings.port, secure=secure, context=self._tls
         )
+        if settings.admin is not None:
+            administration = Administration(self.gateway, self.monitor, settings.admin.token)
+            self.admin_port = await self.listen(administration, settings.admin.host, settings.admin.port)
+            self._administration = administration
         self.monitor.start()
         self.discovery.start()
         gc.collect()
@@ -159,6 +167,9 @@ class Server:
         await asyncio.sleep(0.05)  # closing takes a turn or two of the loop
         for connection in list(gateway.connections):
             connection.abort()
+        if self._administration is not None:
+            for connection in list(self._administration.connections):
+                connection.abort()
         for backend in gateway.backends:
             backend.pool.close()
         await asyncio.sleep(0)
