@@ -10,7 +10,7 @@ from fairlead import __version__
 from fairlead.cli import scenarios
 from fairlead.errors import FairleadError
 
-VERBS = ("scenarios", "simulate", "train", "evaluate", "report", "serve", "emulate", "bench")
+VERBS = ("scenarios", "simulate", "train", "evaluate", "report", "serve", "replay-log", "emulate", "bench")
 
 
 def one_line(text: str) -> bool:

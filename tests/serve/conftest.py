@@ -265,8 +265,8 @@ class World:
         self.port = server.port
         self.clients: list[Client] = []
 
-    async def client(self, **options: Any) -> Client:
-        client = await Client.open(self.port, **options)
+    async def client(self, port: int | None = None, **options: Any) -> Client:
+        client = await Client.open(port or self.port, **options)
         self.clients.append(client)
         return client
 

@@ -16,7 +16,18 @@ from typing import Annotated, NoReturn
 import typer
 
 from fairlead import __version__
-from fairlead.cli import bench, calibrate, emulate, evaluate, report, scenarios, serve, simulate, train
+from fairlead.cli import (
+    bench,
+    calibrate,
+    emulate,
+    evaluate,
+    replay_log,
+    report,
+    scenarios,
+    serve,
+    simulate,
+    train,
+)
 from fairlead.cli.output import say
 from fairlead.errors import FairleadError
 
@@ -49,8 +60,8 @@ def _add(to: typer.Typer, name: str, verb: Callable[..., None], examples: Sequen
     to.command(name, help=_reflow(verb), epilog=f"Example:\n\n{lines}")(verb)
 
 
-for _verb in (scenarios, simulate, train, evaluate, report, serve, emulate, bench):
-    _add(app, _verb.__name__.rpartition(".")[2], _verb.command, _verb.EXAMPLES)
+for _verb in (scenarios, simulate, train, evaluate, report, serve, replay_log, emulate, bench):
+    _add(app, _verb.__name__.rpartition(".")[2].replace("_", "-"), _verb.command, _verb.EXAMPLES)
 _calibrate = typer.Typer(help=calibrate.HELP, rich_markup_mode="rich")
 for _name, (_command, _examples) in calibrate.COMMANDS.items():
     _add(_calibrate, _name, _command, _examples)
