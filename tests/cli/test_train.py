@@ -1,5 +1,7 @@
 """`fairlead train`, from the command line."""
 
+import json
+
 import pytest
 
 
@@ -15,6 +17,8 @@ import pytest
         (("--scenario", "uniform-lengths", "--config", "none.yaml"), "none.yaml"),
         (("--scenario", "uniform-lengths", "--resume"), "--resume"),
         (("--resume", "--seed", "1"), "--resume"),
+        (("--scenario", "uniform-lengths", "--favor", "2"), "favor"),
+        (("--scenario", "uniform-lengths", "--start-from", "none.onnx"), "none.onnx"),
     ],
 )
 def test_what_cannot_be_trained_is_one_line_and_leaves_nothing(fairlead, tmp_path, options, named):
@@ -63,6 +67,24 @@ def test_a_policy_is_trained_and_takes_part_in_an_evaluation(fairlead, tmp_path)
 
     again = fairlead("train", *SMALL, "--iterations", "1", "--out", str(out))
     assert again.code == 2 and str(out) in again.err
+
+
+def test_a_trained_policy_is_fine_tuned_and_settings_come_from_toml(fairlead, tmp_path):
+    settings = tmp_path / "settings.toml"
+    settings.write_text("evaluate_every = 1\n[network]\nhidden = 16\n", encoding="utf-8")
+    first = fairlead(
+        *("train", *SMALL, "--iterations", "1", "--config", str(settings), "--out", str(tmp_path / "first"))
+    )
+    assert first.code == 0, first.err
+    policy = tmp_path / "first" / "policy.onnx"
+    second = fairlead(
+        *("train", *SMALL[:2], *(s for s in SMALL[2:] if "imitation." not in s), "--start-from", str(policy)),
+        *("--iterations", "1", "--favor", "0.5", "--device", "cpu", "--out", str(tmp_path / "second")),
+    )
+    assert second.code == 0, second.err
+    config = json.loads((tmp_path / "second" / "config.json").read_text(encoding="utf-8"))
+    assert config["network"]["hidden"] == 16  # that of the policy
+    assert (config["imitation"], config["environment"]["favor"]) == (None, [0.5, 0.5])
 
 
 def test_a_run_that_was_interrupted_goes_on_with_resume(fairlead, tmp_path, monkeypatch):

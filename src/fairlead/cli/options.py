@@ -126,15 +126,20 @@ def existing(file: Path | None) -> Path | None:
 
 
 def read_settings(file: Path | None, assignments: Iterable[str]) -> dict[str, Any]:
-    """Settings from a YAML file, then `section.key=value` assignments on top (values are YAML too)."""
+    """Settings from a YAML, JSON or TOML file, then `section.key=value` assignments on top."""
+    import tomllib
+
     import yaml
 
     settings: dict[str, Any] = {}
     if file is not None:
         try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8"))
+            text = file.read_text(encoding="utf-8")
+            content = tomllib.loads(text) if file.suffix == ".toml" else yaml.safe_load(text)
         except OSError as error:
             raise FairleadError(f"cannot read the settings file {file}: {error.strerror}") from None
+        except tomllib.TOMLDecodeError as error:
+            raise FairleadError(f"{file} is not valid TOML: {error}") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise FairleadError(f"{file} is not valid YAML: {error}") from None
         if not isinstance(content, dict | None):

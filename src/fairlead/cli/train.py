@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fairlead.cli.first_run import announce_compilation, capacity
-from fairlead.cli.options import load_list, read_settings, scenario_list
+from fairlead.cli.options import existing, load_list, read_settings, scenario_list
 from fairlead.cli.output import ProgressBar, on_interrupt, say
 from fairlead.errors import FairleadError
 
@@ -51,8 +51,8 @@ def command(
     config: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE.yaml",
-            help="Training settings; what it leaves out keeps its default.",
+            metavar="FILE",
+            help="Training settings (YAML, TOML or JSON); what it leaves out keeps its default.",
             show_default=False,
         ),
     ] = None,
@@ -76,6 +76,28 @@ def command(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint in --out, with its settings.")
     ] = False,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--start-from",
+            metavar="FILE.onnx",
+            help="Fine-tune this policy, trained before, instead of starting with imitation.",
+            show_default=False,
+        ),
+    ] = None,
+    favor: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOW,HIGH",
+            help="Range of the dial to train for, from 0 (end-to-end latency) to 1 (time to first token), or "
+            "one point. Default: 0,1.",
+            show_default=False,
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="cpu|cuda", help="Where the network learns. Default: cpu.", show_default=False),
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option(min=0, metavar="N", help="Seed of everything random. Default: 0.", show_default=False),
@@ -95,8 +117,15 @@ def command(
     so far; hand it to `fairlead evaluate`), checkpoints, and logs for TensorBoard. Ctrl-C is safe: what was
     learned is saved, and --resume goes on from there.
     """
-    short = _assignments(load, teacher, seed, minutes, iterations)
+    short = _assignments(load, favor, teacher, seed, minutes, iterations)
+    if device is not None:
+        short.append(f"device={device}")
+    if start_from is not None:
+        # A policy that has been trained needs no teacher to begin with.
+        short += [f"start_from={existing(start_from)}", "imitation=null"]
     settings = read_settings(config, [*(assignments or []), *short])
+    if start_from is not None and "network" not in settings:
+        settings["network"] = _network_of(start_from)
     if resume and (scenario or settings or from_scratch):
         raise FairleadError(f"--resume goes on with the scenarios and settings in {out}: leave out the rest")
     if not resume and not scenario:
@@ -107,7 +136,12 @@ def command(
 
 
 def _assignments(
-    load: str | None, teacher: str | None, seed: int | None, minutes: float | None, iterations: int | None
+    load: str | None,
+    favor: str | None,
+    teacher: str | None,
+    seed: int | None,
+    minutes: float | None,
+    iterations: int | None,
 ) -> list[str]:
     """The options that are short for settings, as `--set` would have them."""
     flags: dict[str, Any] = {
@@ -119,7 +153,30 @@ def _assignments(
     loads = load_list(load)
     if loads is not None:
         flags |= {"environment.load": [min(loads), max(loads)], "validation.loads": loads}
+    if favor is not None:
+        points = _favor_range(favor)
+        flags["environment.favor"] = [min(points), max(points)]
     return [f"{key}={value}" for key, value in flags.items() if value is not None]
+
+
+def _network_of(policy: Path) -> Any:
+    """The architecture that a policy was trained with."""
+    from fairlead.policy.artefact import OnnxRouter
+
+    return OnnxRouter(policy).metadata.config.get("network", {})
+
+
+def _favor_range(text: str) -> list[float]:
+    """One or two points on the dial."""
+    from fairlead.view.preference import check_favor
+
+    try:
+        points = [check_favor(float(part)) for part in text.split(",")]
+    except ValueError:
+        raise FairleadError(f"--favor {text}: give one number or two in [0, 1], for example 0,1") from None
+    if len(points) > 2:
+        raise FairleadError(f"--favor {text}: give one number or two in [0, 1], for example 0,1")
+    return points
 
 
 def _validated(settings: dict[str, Any], from_scratch: bool) -> "TrainConfig":

@@ -39,6 +39,7 @@ class HybridReward(Section):
     """A weighted sum of components, each logged raw and scaled with its share of the variance."""
 
     kind: Literal["hybrid"] = "hybrid"
+    """Chooses this reward."""
     sojourn_weight: Weight = 0.05
     """Of the `sojourn` reward (request-seconds, weighed by the dial): latency comes first."""
     latency: Literal["e2e", "ttft"] = "e2e"

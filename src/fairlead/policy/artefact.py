@@ -282,7 +282,7 @@ def actor_weights(path: Path) -> dict[str, npt.NDArray[np.float32]]:
     for constant in constants:
         if constant.name.startswith(("trunk.", "score_head.")):
             value = onnx.numpy_helper.to_array(constant)
-            found[constant.name] = np.ascontiguousarray(value.T if value.ndim == 2 else value)
+            found[constant.name] = np.array(value.T if value.ndim == 2 else value, order="C")
     return found
 
 

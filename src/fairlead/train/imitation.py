@@ -213,5 +213,7 @@ def score(
                 (float((regret == 0).double().mean()), float(regret.mean()), float(labels.double().mean()))
             )
         sizes.append(part.decisions)
+    if not rows:  # nothing was held out: the cells stay empty
+        return dict.fromkeys(SCORES, float("nan"))
     numbers = rows[0] if len(rows) == 1 else np.average(rows, 0, sizes).tolist()
     return dict(zip(SCORES, numbers, strict=True))
