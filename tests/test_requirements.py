@@ -19,7 +19,9 @@ HOW_MANY = {
     "CUR": 8,
     "ROL": 5,
     "MET": 15,
+    "EVA": 15,
     "SAF": 7,
+    "DEP": 3,
     "ENG": 8,
 }
 IDS = [f"{kind}-{i:02}" for kind, count in HOW_MANY.items() for i in range(1, count + 1)]

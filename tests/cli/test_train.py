@@ -60,9 +60,12 @@ def test_a_policy_is_trained_and_takes_part_in_an_evaluation(fairlead, tmp_path)
     evaluated = fairlead(
         *("evaluate", "--scenario", "uniform-lengths", "--load", "0.7", "--requests", "60", "--seeds", "2"),
         *("--routers", f"lor,{out / 'policy.onnx'}", "--training-log", str(out / "training.csv")),
-        *("--out", str(tmp_path / "evaluation")),
+        *("--out", str(tmp_path / "evaluation"), "--dependence"),
     )
     assert evaluated.code == 0, evaluated.err
+    assert "What the policy depends on" in (tmp_path / "evaluation" / "report.html").read_text(
+        encoding="utf-8"
+    )
     assert "policy" in evaluated.out
 
     again = fairlead("train", *SMALL, "--iterations", "1", "--out", str(out))

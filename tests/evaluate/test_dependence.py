@@ -1,10 +1,23 @@
 """Whether a policy uses what it sees."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from fairlead.errors import FairleadError
-from fairlead.evaluate.dependence import block_of, examine, load_gaps
+from fairlead.evaluate.dependence import (
+    Dependence,
+    Gap,
+    Influence,
+    block_of,
+    examine,
+    load_gaps,
+    read_dependence,
+    write_dependence,
+)
+from fairlead.evaluate.report import render_report
 from fairlead.view.features import FEATURES
 from fairlead.workload.scenario import load_scenario
 
@@ -15,6 +28,7 @@ class By:
     """Takes the replica with the least of one feature; ties go to the first."""
 
     favor = 0.5
+    name = "by hand"
 
     def __init__(self, feature: str) -> None:
         self.column = FEATURES.index(feature)
@@ -56,6 +70,29 @@ def test_gaps_are_classes_of_the_difference_in_flight() -> None:
         (4, 0.0, 0.5),
         (16, 1.0, 0.5),
     ]
+
+
+def test_what_was_found_is_kept_and_shown(make_run: Callable[[Path], Path], tmp_path: Path) -> None:
+    directory = make_run(tmp_path)
+    found = [
+        Dependence(
+            "learned",
+            "chat-equal",
+            0.7,
+            [Gap(0, 10, 1.0, 0.5)],
+            [Influence("in_flight", 0.25)],
+            [Influence("requests in flight", 0.5)],
+        )
+    ]
+    before = render_report(directory).read_text(encoding="utf-8")
+    assert "What the policy depends on" not in before
+    write_dependence(directory, found)
+    assert read_dependence(directory) == found
+    html = render_report(directory).read_text(encoding="utf-8")
+    assert "What the policy depends on" in html and "+50.0" in html and "25.0" in html
+    (directory / "dependence.json").write_text("[{}]", encoding="utf-8")
+    with pytest.raises(FairleadError, match="is damaged"):
+        render_report(directory)
 
 
 def test_every_feature_has_a_block() -> None:

@@ -3,7 +3,7 @@
 import json as json_module
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +21,10 @@ from fairlead.cli.options import (
     split,
 )
 from fairlead.cli.output import ProgressBar, on_interrupt, print_json, say, show
+
+if TYPE_CHECKING:
+    from fairlead.evaluate.results import Results
+    from fairlead.workload.scenario import Scenario
 
 EXAMPLES = (
     "fairlead evaluate --scenario chat-unequal --out runs/baselines",
@@ -60,6 +64,13 @@ def command(
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="The first of the seeds.")] = 0,
     requests: Annotated[int, typer.Option(min=1, metavar="N", help="Requests in each run.")] = 3000,
     training_log: TrainingLog = None,
+    dependence: Annotated[
+        bool,
+        typer.Option(
+            "--dependence",
+            help="Also examine what each learned policy depends on: a section of the report.",
+        ),
+    ] = False,
     simulator: Annotated[
         Simulator,
         typer.Option(
@@ -107,6 +118,8 @@ def command(
             command=str(context.obj),
             simulator=simulator.value,
         )
+        if dependence:
+            _examine(names, favor, scenarios, results, out)
         page = render_report(out, training_log=training_log)
     if json:
         print_json(json_module.loads((out / "results.json").read_text(encoding="utf-8")))
@@ -118,3 +131,21 @@ def command(
         for sentence in results.words:
             typer.echo(sentence)
     say(f"report: {page}")
+
+
+def _examine(
+    names: list[str], favor: float | None, scenarios: "list[Scenario]", results: "Results", out: Path
+) -> None:
+    """Write what each learned policy depends on, in each setting."""
+    from fairlead.evaluate.dependence import examine, write_dependence
+    from fairlead.policy.artefact import OnnxRouter
+    from fairlead.policy.catalogue import find_routers
+
+    by_name = {scenario.name: scenario for scenario in scenarios}
+    policies = [e.router for e in find_routers(names, favor) if isinstance(e.router, OnnxRouter)]
+    found = [
+        examine(policy, by_name[name], load)
+        for policy in policies
+        for name, load in results.configuration.settings
+    ]
+    write_dependence(out, found)

@@ -5,7 +5,9 @@
 what a run costs more when a block of features is frozen at its mean.
 """
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -13,6 +15,7 @@ import numpy.typing as npt
 
 from fairlead import rng
 from fairlead.errors import FairleadError
+from fairlead.evaluate.files import DEPENDENCE_FILE, write_text
 from fairlead.simulator.capacity import capacity_rps
 from fairlead.simulator.cluster import Clusters
 from fairlead.simulator.fleet import build_fleet
@@ -42,6 +45,7 @@ class Policy(Protocol):
     """What is examined: an exported policy or a network."""
 
     favor: float
+    name: str
 
     def reset(self, clusters: int, replicas: int, seed: int) -> None:
         """A run begins."""
@@ -74,6 +78,7 @@ class Influence(NamedTuple):
 class Dependence(NamedTuple):
     """What a policy depends on, in one setting."""
 
+    router: str
     scenario: str
     load: float
     gaps: list[Gap]
@@ -156,12 +161,48 @@ def examine(
             without, _ = run({i: float(means[i]) for i in columns})
             ablation.append(Influence(block, without / whole - 1.0))
     return Dependence(
+        policy.name,
         scenario.name,
         load,
         load_gaps(in_flight, actions),
         _sorted(permutation_importance(policy, x, features)),
         _sorted(ablation),
     )
+
+
+def write_dependence(directory: Path, found: Sequence[Dependence]) -> None:
+    """Write `dependence.json`, which the report shows."""
+    plain = [
+        each._asdict()
+        | {key: [row._asdict() for row in getattr(each, key)] for key in ("gaps", "permutation", "ablation")}
+        for each in found
+    ]
+    write_text(directory / DEPENDENCE_FILE, json.dumps(plain, indent=1) + "\n")
+
+
+def read_dependence(directory: Path) -> list[Dependence]:
+    """What `write_dependence` wrote there; nothing if it wrote nothing.
+
+    Raises:
+        FairleadError: if the file is damaged.
+    """
+    path = directory / DEPENDENCE_FILE
+    if not path.exists():
+        return []
+    try:
+        return [
+            Dependence(
+                **each
+                | {
+                    "gaps": [Gap(**row) for row in each["gaps"]],
+                    "permutation": [Influence(**row) for row in each["permutation"]],
+                    "ablation": [Influence(**row) for row in each["ablation"]],
+                }
+            )
+            for each in json.loads(path.read_text(encoding="utf-8"))
+        ]
+    except (ValueError, TypeError, KeyError) as error:
+        raise FairleadError(f"{path} is damaged ({error}); remove it") from None
 
 
 def _sorted(found: list[Influence]) -> list[Influence]:

@@ -10,7 +10,8 @@ from fairlead.errors import FairleadError
 RESULTS_FILE = "results.json"
 REQUESTS_FILE = "requests.parquet"
 REPORT_FILE = "report.html"
-RUN_FILES: tuple[str, ...] = (RESULTS_FILE, REQUESTS_FILE, REPORT_FILE)
+DEPENDENCE_FILE = "dependence.json"
+RUN_FILES: tuple[str, ...] = (RESULTS_FILE, REQUESTS_FILE, REPORT_FILE, DEPENDENCE_FILE)
 
 
 def partial_file(path: Path) -> Path:

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from fairlead.errors import FairleadError
 from fairlead.evaluate import figures
+from fairlead.evaluate.dependence import read_dependence
 from fairlead.evaluate.files import REPORT_FILE, REQUESTS_FILE, write_text
 from fairlead.evaluate.per_request import configuration_hash, read_requests
 from fairlead.evaluate.phrasing import (
@@ -91,6 +92,7 @@ def render_report(directory: str | Path, *, training_log: str | Path | None = No
             name: json.dumps(content, indent=2, ensure_ascii=False)
             for name, content in configuration.scenarios.items()
         },
+        dependence=read_dependence(directory),
         training=Markup(figures.training_curve(training_log, "training")) if training_log else None,
         cell=partial(_cell, results),
         labels=LABELS,
