@@ -17,7 +17,7 @@ class Pair:
     """The same operations on both pools."""
 
     def __init__(self, blocks: int) -> None:
-        self.pool = block_pool.new_pool(1, blocks, 16, blocks)
+        self.pool = block_pool.new_pool(1, blocks, 16, blocks, SIZE)
         block_pool.clear_pool(self.pool, 0, blocks)
         self.twin = BlockPool(blocks)
         self.rows: dict[int, int] = {}
@@ -59,18 +59,18 @@ class Pair:
         refs = self.pool.blocks["refs"][0]
         holders = np.zeros(self.blocks, int)
         for name, row in self.rows.items():
-            for b in self.pool.tables[0, row, : len(self.held[name])]:
+            for b in self.pool.block_tables[0, row, : len(self.held[name])]:
                 holders[b] += 1
         np.testing.assert_array_equal(refs, holders)
         assert sorted(order) == np.flatnonzero(refs == 0).tolist()
         for content, blocks in self.twin.cached.items():
             found = block_pool.find(self.pool, 0, content)
             assert self.pool.blocks[0, found].refs == blocks[0].refs
-        assert (self.pool.entries[0] >= 0).sum() == len(self.twin.cached)
+        assert (self.pool.block_index[0] >= 0).sum() == len(self.twin.cached)
 
 
 def free_queue(pool: block_pool.Pool, k: int) -> list[int]:
-    order, b = [], int(pool.queues[k].first)
+    order, b = [], int(pool.block_queues[k].first)
     while b != block_pool.NO_BLOCK:
         order.append(b)
         b = int(pool.blocks[k, b].after)
@@ -120,11 +120,11 @@ def test_duplicates_are_hit_oldest_first() -> None:
     pair = Pair(6)
     pair.admit(1, [10], 4)
     pair.admit(2, [10], 4)
-    first, second = (int(pair.pool.tables[0, pair.rows[name], 0]) for name in (1, 2))
+    first, second = (int(pair.pool.block_tables[0, pair.rows[name], 0]) for name in (1, 2))
     assert first != second
     pair.leave(1)
     assert pair.admit(3, [10], 5) == 1
-    assert int(pair.pool.tables[0, pair.rows[3], 0]) == first
+    assert int(pair.pool.block_tables[0, pair.rows[3], 0]) == first
     pair.check()
 
 
@@ -163,7 +163,7 @@ def fill_and_empty(pool: block_pool.Pool, count: int) -> int:
 
 @pytest.mark.parametrize("blocks", [5, 64, 1000])
 def test_the_index_survives_many_evictions(blocks: int) -> None:
-    pool = block_pool.new_pool(1, blocks, 1, 1)
+    pool = block_pool.new_pool(1, blocks, 1, 1, SIZE)
     block_pool.clear_pool(pool, 0, blocks)
     assert fill_and_empty(pool, 20_000) == 0
-    assert (pool.entries[0] >= 0).sum() == blocks
+    assert (pool.block_index[0] >= 0).sum() == blocks

@@ -46,7 +46,7 @@ def test_ids_of_blocks_and_hashes_are_both_keys() -> None:
 
 def test_the_least_recently_sent_is_forgotten_first_and_ends_before_beginnings() -> None:
     memory = new_memory(1, WAYS)
-    assert memory.keys.shape == (1, 1, WAYS)
+    assert memory.sent_keys.shape == (1, 1, WAYS)
     send(memory, 1, 2, 3, 4)
     send(memory, 11, 12, 13, 14)
     send(memory, 1)
@@ -82,7 +82,7 @@ def test_it_is_a_least_recently_used_memory_in_each_set(sent: list[list[int]], s
     probe = new_memory(1, sets * WAYS)
     for key in range(41):
         send(probe, key)
-    places = {int(key): place for place in range(sets) for key in probe.keys[0, place]}
+    places = {int(key): place for place in range(sets) for key in probe.sent_keys[0, place]}
     memory = new_memory(1, sets * WAYS)
     plain: list[list[int]] = [[] for _ in range(sets)]
     for contents in sent:

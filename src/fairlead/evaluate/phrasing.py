@@ -15,6 +15,7 @@ LABELS: dict[str, str] = {
     "goodput_rps": "goodput",
     "imbalance": "imbalance",
     "retries_mean": "retries per request",
+    "prefix_hit_rate": "prefix hit rate",
 }
 """The short name of each metric."""
 

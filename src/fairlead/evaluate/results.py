@@ -121,6 +121,8 @@ class Row(Record):
     goodput_rps: float
     imbalance: float
     retries_mean: float = 0.0
+    prefix_hit_rate: float = 0.0
+    """Absent in files from before there was prefix caching."""
 
     def metric(self, name: str) -> float:
         """The metric called `name`."""

@@ -32,6 +32,7 @@ LOWER_IS_BETTER: dict[str, bool] = {
     "goodput_rps": False,
     "imbalance": True,
     "retries_mean": True,
+    "prefix_hit_rate": False,
 }
 """Which way each metric of `fairlead.simulator.metrics.METRICS` is good."""
 

@@ -1,8 +1,8 @@
 """The routers that people use today, and stronger simple ones: the bar for a learned policy.
 
 Each is a score per replica (the least wins, ties are broken at random), except `random`,
-`round_robin` and `p2c`. None chooses a replica that is not available. They are compiled, so that a
-tournament runs at the simulator's own speed.
+`round_robin` and `p2c`; those that weigh prefixes against load are in `affinity`. None chooses a replica
+that is not available. They are compiled, so that a tournament runs at the simulator's own speed.
 """
 
 from collections.abc import Mapping
@@ -13,23 +13,25 @@ import numpy.typing as npt
 from fairlead import rng
 from fairlead.compiled import njit
 from fairlead.errors import FairleadError
+from fairlead.policy import affinity
 from fairlead.view.privilege import NOTHING
 from fairlead.view.schema import (
     AVAILABLE,
     CONTEXT_TOKENS,
     DECODE_ITERATION_S,
     EXPECTED_OUTPUT_TOKENS,
+    EXPECTED_PREFIX_HIT_TOKENS,
     EXPECTED_REMAINING_TOKENS,
     IN_FLIGHT,
     KV_CAPACITY_TOKENS,
     PENDING_PREFILL_TOKENS,
     PREFILL_TOKENS_PER_S,
-    PROMPT_TOKENS,
     SPEED,
     View,
 )
 
 RANDOM, ROUND_ROBIN, LOR, P2C, LEAST_KV, LEAST_PREFILL, LEAST_WORK, WEIGHTED_LOR, LOOKAHEAD = range(9)
+PREFIX_AFFINITY, PREFIX_THEN_LOAD, SESSION_STICKY, STICKY_UNTIL_SATURATED, LMETRIC = range(9, 14)
 
 HEURISTICS: Mapping[str, int] = {
     "random": RANDOM,
@@ -40,6 +42,11 @@ HEURISTICS: Mapping[str, int] = {
     "least_prefill": LEAST_PREFILL,
     "least_work": LEAST_WORK,
     "weighted_lor": WEIGHTED_LOR,
+    "prefix_affinity": PREFIX_AFFINITY,
+    "prefix_then_load": PREFIX_THEN_LOAD,
+    "session_sticky": SESSION_STICKY,
+    "sticky_until_saturated": STICKY_UNTIL_SATURATED,
+    "lmetric": LMETRIC,
 }
 """Name -> code of the heuristics that read the view alone."""
 
@@ -55,6 +62,11 @@ DESCRIPTIONS: Mapping[str, str] = {
     "least_prefill": "fewest pending prompt tokens, ties by outstanding requests",
     "least_work": "least pending prefill time + expected remaining decode time",
     "weighted_lor": "outstanding requests (with the new one) divided by the declared speed",
+    "prefix_affinity": "the longest prefix expected to be cached, ties by outstanding requests",
+    "prefix_then_load": "the longest expected prefix while loads are balanced, else least outstanding",
+    "session_sticky": "all turns of a conversation to one replica, by hashing; others: least outstanding",
+    "sticky_until_saturated": "where the prefix is cached until prompts pile up there, else fewest uncached",
+    "lmetric": "uncached prompt tokens, pending and own, times outstanding requests with the new one",
     "lookahead": "simulate each choice with expected output lengths, take the least added cost",
 }
 
@@ -90,9 +102,14 @@ def score(code: int, row: npt.NDArray[np.float64], request: npt.NDArray[np.float
         return (row[CONTEXT_TOKENS] + row[PENDING_PREFILL_TOKENS]) / row[KV_CAPACITY_TOKENS]
     if code == LEAST_PREFILL:
         # Outstanding requests count for less than one token, so that they only break ties.
-        return row[PENDING_PREFILL_TOKENS] + row[IN_FLIGHT] / 65536.0
+        return row[PENDING_PREFILL_TOKENS] + affinity.TIE * row[IN_FLIGHT]
+    if code == PREFIX_AFFINITY:
+        return affinity.TIE * row[IN_FLIGHT] - row[EXPECTED_PREFIX_HIT_TOKENS]
+    if code == LMETRIC:
+        # Zhang et al., "LMetric" (arXiv 2603.15202): new prefill tokens x batch size.
+        return affinity.uncached(row, request) * (row[IN_FLIGHT] + 1.0)
     if code == LEAST_WORK:
-        tokens = row[PENDING_PREFILL_TOKENS] + request[PROMPT_TOKENS]
+        tokens = affinity.uncached(row, request)
         decodes = row[EXPECTED_REMAINING_TOKENS] + request[EXPECTED_OUTPUT_TOKENS]
         return tokens / row[PREFILL_TOKENS_PER_S] + decodes * row[DECODE_ITERATION_S] / SHARED_BATCH
     return (row[IN_FLIGHT] + 1.0) / row[SPEED]
@@ -156,8 +173,18 @@ def choose(
             b += 1
         a, b = _available(replicas, a), _available(replicas, b)
         return a if replicas[a, IN_FLIGHT] <= replicas[b, IN_FLIGHT] else b
+    if code == PREFIX_THEN_LOAD:
+        affinity.by_prefix_then_load(replicas, request, scores)
+    elif code == SESSION_STICKY:
+        affinity.by_session(replicas, request, scores)
+    elif code == STICKY_UNTIL_SATURATED:
+        affinity.by_stickiness(replicas, request, scores)
+    else:
+        for r in range(replicas.shape[0]):
+            scores[r] = score(code, replicas[r], request)
     for r in range(replicas.shape[0]):
-        scores[r] = score(code, replicas[r], request) if replicas[r, AVAILABLE] != 0.0 else np.inf
+        if replicas[r, AVAILABLE] == 0.0:
+            scores[r] = np.inf
     return least(scores, state)
 
 

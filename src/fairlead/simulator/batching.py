@@ -18,6 +18,12 @@ def blocks_of(tokens: int, block_size: int) -> int:
 
 
 @njit(inline=True)
+def new_blocks(done: int, tokens: int, block_size: int) -> int:
+    """KV blocks that a request takes for `tokens` tokens behind `done` ones."""
+    return blocks_of(done + tokens, block_size) - blocks_of(done, block_size)
+
+
+@njit(inline=True)
 def longest_request(replica: Any) -> int:
     """Most tokens of prompt and output, without the last one, with which a request can finish."""
     tokens = (replica.kv_blocks - replica.watermark) * replica.block_size
@@ -49,7 +55,7 @@ def join(state: State, k: int, c: int, chunk: int, blocks: int) -> None:
         request.scheduled = replica.clock
     slot = state.slots[k, replica.running]
     slot.request = i
-    slot.left = request.prompt + request.generated
+    slot.left = request.prompt + request.generated - request.hit
     slot.chunk = chunk
     slot.router = request.router
     slot.blocks = blocks

@@ -34,27 +34,35 @@ QUEUE = np.dtype([("first", "i4"), ("last", "i4"), ("rows", "i4")], align=True)
 
 
 class Pool(NamedTuple):
-    """The block pools of all replicas; every function takes the pool and the replica's number `k`."""
+    """The block pools of all replicas.
+
+    Every function takes the replica's number `k` and either this or the engine's `State`, which has the same
+    fields (compiled parallel loops take no tuples within tuples).
+    """
 
     blocks: npt.NDArray[Any]
     """(replicas, blocks) of BLOCK; a replica with fewer blocks leaves the last ones alone."""
-    queues: npt.NDArray[Any]
+    block_queues: npt.NDArray[Any]
     """(replicas,) of QUEUE."""
-    entries: npt.NDArray[np.int32]
+    block_index: npt.NDArray[np.int32]
     """(replicas, power of two): hash table with linear probing, from content to its oldest block."""
-    tables: npt.NDArray[np.int32]
+    block_tables: npt.NDArray[np.int32]
     """(replicas, rows, blocks of a request): which blocks a running request holds."""
-    rows: npt.NDArray[np.int32]
+    table_rows: npt.NDArray[np.int32]
     """(replicas, rows): the tables' rows, those in use first; a slot keeps its row when it moves."""
+    slot_order: npt.NDArray[np.int32]
+    """(replicas, rows) and"""
+    phase_ends: npt.NDArray[np.int32]
+    """(replicas, block size): scratch space in which decoding slots are sorted."""
 
 
-def new_pool(replicas: int, blocks: int, rows: int, width: int) -> Pool:
+def new_pool(replicas: int, blocks: int, rows: int, width: int, block_size: int) -> Pool:
     """Pools of up to `blocks` blocks for requests of up to `width` blocks, `rows` of them at once.
 
     Call `clear_pool` before use. With `blocks` 0 nothing is allocated: no prefix caching.
     """
     if blocks == 0:
-        rows = width = 0
+        rows = width = block_size = 0
     # Half full at most, so that probing stays short.
     size = 1 << max(2 * blocks - 1, 0).bit_length()
     return Pool(
@@ -63,13 +71,23 @@ def new_pool(replicas: int, blocks: int, rows: int, width: int) -> Pool:
         np.zeros((replicas, size if blocks else 0), np.int32),
         np.zeros((replicas, rows, width), np.int32),
         np.zeros((replicas, rows), np.int32),
+        np.zeros((replicas, rows), np.int32),
+        np.zeros((replicas, block_size), np.int32),
     )
 
 
-@njit()
-def clear_pool(pool: Pool, k: int, blocks: int) -> None:
+@njit(allocates=False)
+def clear_pools(pool: Any, blocks: npt.NDArray[np.int64]) -> None:
+    """`clear_pool` for every replica with its number of blocks; 0 where it caches nothing."""
+    for k in range(blocks.shape[0]):
+        if blocks[k] > 0:
+            clear_pool(pool, k, blocks[k])
+
+
+@njit(allocates=False)
+def clear_pool(pool: Any, k: int, blocks: int) -> None:
     """Replica `k` has `blocks` free blocks in order, with nothing cached."""
-    queue = pool.queues[k]
+    queue = pool.block_queues[k]
     queue.first = NO_BLOCK
     queue.last = NO_BLOCK
     queue.rows = 0
@@ -78,16 +96,16 @@ def clear_pool(pool: Pool, k: int, blocks: int) -> None:
         block.refs = 0
         block.content = NO_BLOCK
         append(pool, k, b)
-    for i in range(pool.entries.shape[1]):
-        pool.entries[k, i] = NO_BLOCK
-    for row in range(pool.rows.shape[1]):
-        pool.rows[k, row] = row
+    for i in range(pool.block_index.shape[1]):
+        pool.block_index[k, i] = NO_BLOCK
+    for row in range(pool.table_rows.shape[1]):
+        pool.table_rows[k, row] = row
 
 
-@njit()
-def append(pool: Pool, k: int, b: int) -> None:
+@njit(allocates=False)
+def append(pool: Any, k: int, b: int) -> None:
     """Put block `b` at the end of the free queue."""
-    queue = pool.queues[k]
+    queue = pool.block_queues[k]
     block = pool.blocks[k, b]
     block.before = queue.last
     block.after = NO_BLOCK
@@ -98,10 +116,10 @@ def append(pool: Pool, k: int, b: int) -> None:
     queue.last = b
 
 
-@njit()
-def unlink(pool: Pool, k: int, b: int) -> None:
+@njit(allocates=False)
+def unlink(pool: Any, k: int, b: int) -> None:
     """Take block `b` out of the free queue, wherever it stands."""
-    queue = pool.queues[k]
+    queue = pool.block_queues[k]
     block = pool.blocks[k, b]
     if block.before == NO_BLOCK:
         queue.first = block.after
@@ -113,39 +131,39 @@ def unlink(pool: Pool, k: int, b: int) -> None:
         pool.blocks[k, block.after].before = block.before
 
 
-@njit()
-def _home(pool: Pool, content: int) -> int:
+@njit(allocates=False)
+def _home(pool: Any, content: int) -> int:
     """Where probing for `content` starts (Fibonacci hashing, Knuth, TAOCP 3, 6.4)."""
-    return ((np.int64(content) * 2654435769) >> 13) & (pool.entries.shape[1] - 1)
+    return ((np.int64(content) * 2654435769) >> 13) & (pool.block_index.shape[1] - 1)
 
 
-@njit()
-def _place(pool: Pool, k: int, content: int) -> int:
+@njit(allocates=False)
+def _place(pool: Any, k: int, content: int) -> int:
     """The index's entry that holds `content`, or the empty one where it would go."""
-    mask = pool.entries.shape[1] - 1
+    mask = pool.block_index.shape[1] - 1
     i = _home(pool, content)
-    while pool.entries[k, i] != NO_BLOCK and pool.blocks[k, pool.entries[k, i]].content != content:
+    while pool.block_index[k, i] != NO_BLOCK and pool.blocks[k, pool.block_index[k, i]].content != content:
         i = (i + 1) & mask
     return i
 
 
-@njit()
-def find(pool: Pool, k: int, content: int) -> int:
+@njit(allocates=False)
+def find(pool: Any, k: int, content: int) -> int:
     """The block that has been cached longest under `content`, or NO_BLOCK."""
-    return int(pool.entries[k, _place(pool, k, content)])
+    return int(pool.block_index[k, _place(pool, k, content)])
 
 
-@njit()
-def cache(pool: Pool, k: int, b: int, content: int) -> None:
+@njit(allocates=False)
+def cache(pool: Any, k: int, b: int, content: int) -> None:
     """Block `b` is full: it can be found under `content` from now on, after its duplicates."""
     block = pool.blocks[k, b]
     i = _place(pool, k, content)
     block.content = content
-    oldest = pool.entries[k, i]
+    oldest = pool.block_index[k, i]
     if oldest == NO_BLOCK:
         block.older = b
         block.newer = b
-        pool.entries[k, i] = b
+        pool.block_index[k, i] = b
         return
     newest = pool.blocks[k, oldest].older
     block.older = newest
@@ -154,8 +172,8 @@ def cache(pool: Pool, k: int, b: int, content: int) -> None:
     pool.blocks[k, oldest].older = b
 
 
-@njit()
-def evict(pool: Pool, k: int, b: int) -> None:
+@njit(allocates=False)
+def evict(pool: Any, k: int, b: int) -> None:
     """What was cached in block `b` is forgotten."""
     block = pool.blocks[k, b]
     i = _place(pool, k, block.content)
@@ -165,31 +183,31 @@ def evict(pool: Pool, k: int, b: int) -> None:
         return
     pool.blocks[k, block.older].newer = block.newer
     pool.blocks[k, block.newer].older = block.older
-    if pool.entries[k, i] == b:
-        pool.entries[k, i] = block.newer
+    if pool.block_index[k, i] == b:
+        pool.block_index[k, i] = block.newer
 
 
-@njit()
-def _close_gap(pool: Pool, k: int, gap: int) -> None:
+@njit(allocates=False)
+def _close_gap(pool: Any, k: int, gap: int) -> None:
     """Empty an entry of the index, moving up later ones that probing would no longer reach (Knuth, 6.4 R)."""
-    mask = pool.entries.shape[1] - 1
+    mask = pool.block_index.shape[1] - 1
     i = gap
     while True:
         i = (i + 1) & mask
-        b = pool.entries[k, i]
+        b = pool.block_index[k, i]
         if b == NO_BLOCK:
             break
         home = _home(pool, pool.blocks[k, b].content)
         if ((i - home) & mask) >= ((i - gap) & mask):
-            pool.entries[k, gap] = b
+            pool.block_index[k, gap] = b
             gap = i
-    pool.entries[k, gap] = NO_BLOCK
+    pool.block_index[k, gap] = NO_BLOCK
 
 
-@njit()
-def take(pool: Pool, k: int) -> int:
+@njit(allocates=False)
+def take(pool: Any, k: int) -> int:
     """The block at the front of the free queue, for one holder; what it had cached is forgotten."""
-    b = pool.queues[k].first
+    b = pool.block_queues[k].first
     unlink(pool, k, b)
     block = pool.blocks[k, b]
     if block.content != NO_BLOCK:
@@ -198,8 +216,8 @@ def take(pool: Pool, k: int) -> int:
     return int(b)
 
 
-@njit()
-def hold(pool: Pool, k: int, b: int) -> None:
+@njit(allocates=False)
+def hold(pool: Any, k: int, b: int) -> None:
     """One more holder of cached block `b`."""
     block = pool.blocks[k, b]
     if block.refs == 0:
@@ -207,44 +225,44 @@ def hold(pool: Pool, k: int, b: int) -> None:
     block.refs += 1
 
 
-@njit()
-def next_row(pool: Pool, k: int) -> int:
+@njit(allocates=False)
+def next_row(pool: Any, k: int) -> int:
     """The block table that the next request to be admitted will have."""
-    return int(pool.rows[k, pool.queues[k].rows])
+    return int(pool.table_rows[k, pool.block_queues[k].rows])
 
 
-@njit()
-def take_row(pool: Pool, k: int) -> int:
+@njit(allocates=False)
+def take_row(pool: Any, k: int) -> int:
     """A block table for a request that is admitted."""
-    queue = pool.queues[k]
-    row = pool.rows[k, queue.rows]
+    queue = pool.block_queues[k]
+    row = pool.table_rows[k, queue.rows]
     queue.rows += 1
     return int(row)
 
 
-@njit()
-def release(pool: Pool, k: int, row: int, held: int) -> int:
+@njit(allocates=False)
+def release(pool: Any, k: int, row: int, held: int) -> int:
     """A request leaves: it lets go of its `held` blocks, the last one first; how many became free.
 
     In this order the end of its chain is taken before the beginning, which more requests may share.
     """
     free = 0
     for position in range(held - 1, -1, -1):
-        b = pool.tables[k, row, position]
+        b = pool.block_tables[k, row, position]
         block = pool.blocks[k, b]
         block.refs -= 1
         if block.refs == 0:
             append(pool, k, b)
             free += 1
-    queue = pool.queues[k]
+    queue = pool.block_queues[k]
     queue.rows -= 1
-    pool.rows[k, queue.rows] = row
+    pool.table_rows[k, queue.rows] = row
     return free
 
 
-@njit()
+@njit(allocates=False)
 def longest_hit(
-    pool: Pool, k: int, row: int, contents: npt.NDArray[np.int32], start: int, most: int
+    pool: Any, k: int, row: int, contents: npt.NDArray[np.int32], start: int, most: int
 ) -> tuple[int, int]:
     """(blocks cached of the chain contents[start:start + most], how many of these nobody holds).
 
@@ -255,22 +273,22 @@ def longest_hit(
         b = find(pool, k, contents[start + position])
         if b == NO_BLOCK:
             return position, idle
-        pool.tables[k, row, position] = b
+        pool.block_tables[k, row, position] = b
         if pool.blocks[k, b].refs == 0:
             idle += 1
     return most, idle
 
 
-@njit()
-def hold_hit(pool: Pool, k: int, row: int, hit: int) -> None:
+@njit(allocates=False)
+def hold_hit(pool: Any, k: int, row: int, hit: int) -> None:
     """Hold the first `hit` blocks of table `row`, as `longest_hit` found them."""
     for position in range(hit):
-        hold(pool, k, pool.tables[k, row, position])
+        hold(pool, k, pool.block_tables[k, row, position])
 
 
-@njit()
+@njit(allocates=False)
 def extend(
-    pool: Pool,
+    pool: Any,
     k: int,
     row: int,
     contents: npt.NDArray[np.int32],
@@ -284,6 +302,6 @@ def extend(
     `contents[start + i]` is the content of its i-th block. The free blocks must suffice.
     """
     for position in range((done + block_size - 1) // block_size, (done + tokens - 1) // block_size + 1):
-        pool.tables[k, row, position] = take(pool, k)
+        pool.block_tables[k, row, position] = take(pool, k)
     for position in range(done // block_size, (done + tokens) // block_size):
-        cache(pool, k, pool.tables[k, row, position], contents[start + position])
+        cache(pool, k, pool.block_tables[k, row, position], contents[start + position])

@@ -20,10 +20,12 @@ from fairlead.errors import FairleadError
 from fairlead.simulator import engine, ledger, outage
 from fairlead.simulator.batch_time import NO_TABLE, pack
 from fairlead.simulator.batching import longest_request
+from fairlead.simulator.block_pool import new_pool
 from fairlead.simulator.fleet import Fleet
 from fairlead.simulator.outcomes import Outcomes
 from fairlead.simulator.state import NONE, State, clear, new_state, no_events
 from fairlead.simulator.tables import Limits, OperatorTables, StepTable
+from fairlead.view.prefixes import sets_for
 from fairlead.view.schema import NUM_REPLICA_COLUMNS, NUM_REQUEST_COLUMNS, View
 from fairlead.workload.faults import Faults
 from fairlead.workload.requests import Requests
@@ -65,7 +67,10 @@ class Clusters:
         block = max(f.block_size for f in fleets)
         # One copy of each table, however many replicas use it.
         tables = {id(table): table for fleet in fleets for table in fleet.tables if table is not None}
-        self.state = new_state(self.K, self.R, slots, block, self.N, self.M, pack(list(tables.values())))
+        remembered = max(f.memory_blocks for f in fleets)
+        self.state = new_state(
+            self.K, self.R, slots, block, self.N, self.M, pack(list(tables.values())), remembered
+        )
         self._tables = list(tables.values())
         for g, fleet in enumerate(fleets):
             self._configure(g, fleet)
@@ -94,9 +99,12 @@ class Clusters:
         state.replicas["restart_loses_prompt"][rows] = fleet.scheduler.restart_loses_prompt
         watermarks = [fleet.scheduler.watermark_blocks(int(blocks)) for blocks in fleet.kv_blocks]
         state.replicas["watermark"][rows] = np.tile(watermarks, width)
+        state.replicas["caching"][rows] = fleet.prefix_caching
+        state.sent_sets[rows.start * self.M : rows.stop * self.M] = sets_for(fleet.memory_blocks)
 
     def load(self, requests: Sequence[Requests], seed: int) -> None:
         """Empty the clusters and give each group a new list of requests."""
+        self._prepare_caching(requests)
         state, width = self.state, self.group
         clear(state)
         self._requests = list(requests)
@@ -116,6 +124,32 @@ class Clusters:
         self._load_faults([arrivals.faults for arrivals in requests])
         words = [rng.word(seed, "cluster", c) for c in range(self.K)]
         state.clusters["random"] = np.array(words, np.uint64)
+
+    def _prepare_caching(self, requests: Sequence[Requests]) -> None:
+        """What the blocks of all requests contain, and block tables that are wide enough for the longest."""
+        replicas = self.state.replicas
+        contents: list[npt.NDArray[np.int32]] = []
+        begin = 0
+        for g, arrivals in enumerate(requests):
+            rows = slice(g * self.group, (g + 1) * self.group)
+            self.state.requests["session"][rows] = 0 if arrivals.session is None else arrivals.session
+            first = replicas[rows.start * self.R]
+            if first.caching:
+                content = arrivals.content_of_blocks(int(first.block_size))
+                self.state.requests["content"][rows] = begin + content.offsets[:-1]
+                contents.append(content.ids)
+                begin += len(content.ids)
+        if not contents:
+            return
+        blocks = int((replicas["kv_blocks"] * replicas["caching"]).max())
+        tokens = max(int((q.prompt_tokens + q.output_tokens - 1).max(initial=1)) for q in requests)
+        size = int(replicas["block_size"][replicas["caching"]].min())
+        width = -(-tokens // size)
+        if self.state.blocks.shape[1] == 0 or self.state.block_tables.shape[2] < width:
+            slots, sizes = self.state.slots.shape[1], self.state.phases.shape[1]
+            pool = new_pool(len(replicas), blocks, slots, width, sizes)
+            self.state = self.state._replace(**pool._asdict())
+        self.state = self.state._replace(contents=np.concatenate(contents))
 
     def _check_tables(self, g: int, requests: Requests) -> None:
         """No batch of this run may be larger than what a table covers."""
@@ -207,6 +241,7 @@ class Clusters:
             finish_s=row["finish"].copy(),
             preemptions=row["preemptions"].astype(np.int64),
             retries=row["retries"].astype(np.int64),
+            cached_tokens=row["cached"].astype(np.int64),
             num_replicas=self.R,
         )
 

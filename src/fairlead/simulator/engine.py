@@ -16,6 +16,7 @@ import numpy as np
 from fairlead.compiled import njit
 from fairlead.simulator import (
     ledger,
+    prefix_cache,
     scheduler_sarathi,
     scheduler_vidur_v1,
     scheduler_vllm,
@@ -112,7 +113,8 @@ def decode_leap(state: State, k: int, c: int, until: float) -> None:
     The batch stays as it is, so the i-th iteration lasts a + g i (`decode_times`; where that holds for
     some iterations only, the leap ends with them) and m of them last m a + g m (m - 1) / 2. Nothing else
     happens before the first request finishes or the KV cache is full; a head of the queue that is blocked
-    stays blocked, because free blocks only become fewer.
+    stays blocked, because free blocks only become fewer (with prefix caching: until what it would hit has
+    been computed).
     """
     replica = state.replicas[k]
     n = replica.running
@@ -121,6 +123,8 @@ def decode_leap(state: State, k: int, c: int, until: float) -> None:
     if a > span:
         return
     steps = _steps_until_blocks_run_out(state, k, limit)
+    if replica.caching and replica.waiting > 0 and n < replica.max_seqs and n < replica.token_budget:
+        steps = prefix_cache.steps_before_hit(state, k, c, steps)
     if span < 1e300:
         if g > 0.0:
             b = a - 0.5 * g
@@ -160,6 +164,8 @@ def _leap(state: State, k: int, c: int, steps: int, a: float, g: float) -> None:
     """`steps` decode iterations at once, the i-th lasting a + g i."""
     replica = state.replicas[k]
     replica.free_blocks -= _blocks_for_steps(state, k, steps)
+    if replica.caching:
+        prefix_cache.extend_decodes(state, k, c, steps)
     replica.clock += steps * a + 0.5 * g * steps * (steps - 1.0)
     _decode_tokens(state, k, steps, a, g)
     if replica.tick == replica.next_finish:
@@ -311,7 +317,10 @@ def finish(state: State, k: int, c: int) -> None:
             in_kv = request.prompt + request.output - 1
             request.finish = replica.clock
             request.generated = request.output
-            replica.free_blocks += slot.blocks if replica.scheduler == VIDUR_V1 else blocks_of(in_kv, size)
+            if replica.scheduler == VIDUR_V1:
+                replica.free_blocks += slot.blocks
+            else:
+                prefix_cache.release(state, k, slot, request, in_kv)
             replica.kv_tokens -= in_kv
             state.phases[k, (in_kv - replica.tick) % size] -= 1
             ledger.saw_finish(state, k, c, request)

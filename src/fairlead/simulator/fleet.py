@@ -46,16 +46,34 @@ class Fleet:
     """(R,) the table that a replica runs by, if it does; replicas that are alike share one object."""
     declared: tuple[int, ...] = ()
     """(R,) the replica that each is said to be as fast as: itself, unless speeds are not declared."""
+    prefix_caching: bool = False
+    """Whether replicas keep full blocks cached."""
+    prefix_memory_blocks: int | None = None
+    """Blocks of prompts that a router remembers per replica; None: as many as the largest replica has."""
 
     def __post_init__(self) -> None:
-        """No tables stands for none on any replica; all speeds are declared unless it is said otherwise."""
+        """No tables stands for none on any replica; all speeds are declared unless it is said otherwise.
+
+        Raises:
+            FairleadError: for prefix caching with a scheduler that cannot do it.
+        """
         size = len(self.kv_blocks)
         object.__setattr__(self, "tables", self.tables or (None,) * size)
         object.__setattr__(self, "declared", self.declared or tuple(range(size)))
+        if self.prefix_caching and self.scheduler.name != "vllm":
+            raise FairleadError(f"the scheduler {self.scheduler.name} has no prefix caching: only vllm has")
 
     def model(self, replica: int) -> TimingModel:
         """How long the iterations of one replica take."""
         return self.tables[replica] or Coefficients(*(float(c) for c in self.timing[replica]))
+
+    @property
+    def memory_blocks(self) -> int:
+        """Blocks of prompts that a router remembers per replica: none without prefix caching."""
+        if not self.prefix_caching:
+            return 0
+        default = int(self.kv_blocks.max())
+        return default if self.prefix_memory_blocks is None else self.prefix_memory_blocks
 
     @property
     def num_replicas(self) -> int:
@@ -129,6 +147,8 @@ def build_fleet(scenario: Scenario) -> Fleet:
         max_tokens=scenario.workload.max_tokens or 0,
         routers=scenario.routers,
         scheduler=SchedulerOptions(engine.scheduler, engine.watermark),
+        prefix_caching=engine.enable_prefix_caching,
+        prefix_memory_blocks=scenario.view.prefix_memory_blocks,
     )
 
 
@@ -144,6 +164,8 @@ def custom_fleet(
     max_tokens: int = 0,
     routers: int = 1,
     scheduler: SchedulerOptions = VLLM_V1,
+    prefix_caching: bool = False,
+    prefix_memory_blocks: int | None = None,
 ) -> Fleet:
     """A fleet from iteration-time models and KV blocks (R,); declared facts are derived from them.
 
@@ -176,6 +198,8 @@ def custom_fleet(
         scheduler,
         tuple(None if isinstance(row, Coefficients) else row for row in models),
         tuple(declared),
+        prefix_caching,
+        prefix_memory_blocks,
     )
 
 

@@ -37,29 +37,37 @@ def scratch_for(state: State) -> State:
 
 
 @njit(allocates=False)
-def _set_request(scratch: State, c: int, i: int, prompt: int, streamed: int, remaining: float) -> None:
+def _set_request(
+    scratch: State, c: int, i: int, prompt: int, hit: int, streamed: int, remaining: float
+) -> None:
     """Request `i` of the scratch replica: `streamed` tokens so far, `remaining` expected to come.
 
-    A prompt or an output that could never fit is taken for the longest one that does.
+    A prompt or an output that could never fit is taken for the longest one that does. Of the prompt, `hit`
+    tokens are expected to be cached, in blocks that others hold too.
     """
+    replica = scratch.replicas[c]
     request = scratch.requests[c, i]
-    capacity = longest_request(scratch.replicas[c])
+    capacity = longest_request(replica)
     output = streamed + max(1, round(remaining))
     request.prompt = max(1, min(prompt, capacity - streamed))
     request.output = max(streamed + 1, min(output, capacity - request.prompt + 1))
     request.generated = streamed
     request.first_token = math.nan
     request.finish = math.nan
+    request.hit = min(hit, (request.prompt - 1) // replica.block_size * replica.block_size)
 
 
 @njit(allocates=False)
-def _add_request(scratch: State, c: int, i: int, prompt: int, streamed: int, remaining: float) -> None:
+def _add_request(
+    scratch: State, c: int, i: int, prompt: int, hit: int, streamed: int, remaining: float
+) -> None:
     """Put request `i` on the scratch replica: in its batch if it has streamed tokens, else in its queue."""
     replica = scratch.replicas[c]
     request = scratch.requests[c, i]
-    _set_request(scratch, c, i, prompt, streamed, remaining)
+    _set_request(scratch, c, i, prompt, hit, streamed, remaining)
     prompt = request.prompt
-    need = blocks_of(prompt + streamed - 1, replica.block_size)
+    size = replica.block_size
+    need = blocks_of(prompt + streamed - 1, size) - request.hit // size
     if streamed > 0 and replica.running < replica.max_seqs and need <= replica.free_blocks:
         in_kv = prompt + streamed - 1
         slot = scratch.slots[c, replica.running]
@@ -167,7 +175,7 @@ def _copy_ledger(state: State, k: int, c: int, scratch: State, mean: float, know
         request = state.requests[c, scratch.requests[c, n].source]
         streamed = scratch.requests[c, n].generated
         remaining = _remaining(request, streamed, mean, knows)
-        _add_request(scratch, c, n, _prompt(request, knows), streamed, remaining)
+        _add_request(scratch, c, n, _prompt(request, knows), request.expected_hit, streamed, remaining)
     return count
 
 
@@ -204,7 +212,8 @@ def _copy_engine(state: State, k: int, c: int, scratch: State, mean: float, know
         slot.blocks = was.blocks
         slot.router = 0
         slot.request = j
-        _set_request(scratch, c, j, request.prompt, streamed, _remaining(request, streamed, mean, knows))
+        remaining = _remaining(request, streamed, mean, knows)
+        _set_request(scratch, c, j, request.prompt, request.hit, streamed, remaining)
         scratch.requests[c, j].generated = request.generated
         slot.finish_tick = was.zero_tick + scratch.requests[c, j].output
         if j < decoding:
@@ -213,7 +222,8 @@ def _copy_engine(state: State, k: int, c: int, scratch: State, mean: float, know
     for n in range(source.running, source.running + source.waiting):
         request = state.requests[c, i]
         streamed = request.generated
-        _set_request(scratch, c, n, request.prompt, streamed, _remaining(request, streamed, mean, knows))
+        remaining = _remaining(request, streamed, mean, knows)
+        _set_request(scratch, c, n, request.prompt, request.expected_hit, streamed, remaining)
         push_waiting(scratch, c, c, n)
         i = request.next_waiting
     return int(source.running + source.waiting)
@@ -267,7 +277,8 @@ def added_costs(
         n = _copy_replica(state, k, c, scratch, mean, knows)
         without = _cost_of_draining(scratch, c, n, cluster.now, w_ttft, w_e2e)
         n = _copy_replica(state, k, c, scratch, mean, knows)
-        _set_request(scratch, c, n, _prompt(new, knows), 0, _remaining(new, 0, mean, knows))
+        hit = ledger.expected_hit(state, k, new)
+        _set_request(scratch, c, n, _prompt(new, knows), hit, 0, _remaining(new, 0, mean, knows))
         push_waiting(scratch, c, c, n)
         out[r] = _cost_of_draining(scratch, c, n + 1, cluster.now, w_ttft, w_e2e) - without
 

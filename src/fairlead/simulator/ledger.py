@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from fairlead.compiled import njit
 from fairlead.simulator.state import NONE, State
-from fairlead.view import schema
+from fairlead.view import prefixes, schema
 
 TTFT_WEIGHT = 0.2
 """Weight of a new sample in `ttft_ewma_s`."""
@@ -64,7 +64,7 @@ def saw_first_token(state: State, k: int, c: int, request: Any) -> None:
     own = state.ledgers[k, request.router]
     cluster = state.clusters[c]
     own.awaiting -= 1
-    own.pending_tokens -= request.estimate
+    own.pending_tokens -= request.estimate - request.expected_hit
     own.context_tokens += request.estimate + 1
     ttft = request.first_token - request.sent
     if own.ttft_ewma == 0.0:
@@ -95,9 +95,14 @@ def routed(state: State, k: int, c: int, i: int) -> None:
     """Request `i` has been forwarded to replica `k`."""
     request = state.requests[c, i]
     own = state.ledgers[k, request.router]
+    request.expected_hit = expected_hit(state, k, request)
+    if state.replicas[k].caching:
+        memory_row = k * state.ledgers.shape[1] + request.router
+        blocks = request.prompt // state.replicas[k].block_size
+        prefixes.remember(state, memory_row, state.contents, request.content, blocks)
     own.in_flight += 1
     own.awaiting += 1
-    own.pending_tokens += request.estimate
+    own.pending_tokens += request.estimate - request.expected_hit
     request.next_routed = NONE
     if own.oldest == NONE:
         own.oldest = i
@@ -118,6 +123,22 @@ def lost_all(state: State, k: int) -> None:
         own.context_tokens = 0
         own.oldest = NONE
         own.newest = NONE
+        prefixes.forget_row(state, k * state.ledgers.shape[1] + m)
+
+
+@njit(allocates=False)
+def expected_hit(state: State, k: int, request: Any) -> int:
+    """Prompt tokens that the request's router believes replica `k` to have cached, in whole blocks.
+
+    The last token never is, neither the true one nor that of the router's estimate of the prompt.
+    """
+    replica = state.replicas[k]
+    if not replica.caching:
+        return 0
+    memory_row = k * state.ledgers.shape[1] + request.router
+    most = (min(request.prompt, request.estimate) - 1) // replica.block_size
+    found = prefixes.expected_hit(state, memory_row, state.contents, request.content, most)
+    return int(found * replica.block_size)
 
 
 @njit(inline=True)
@@ -144,6 +165,11 @@ def scrape(state: State, k: int, now: float) -> None:
     replica.scraped_kv_usage = 1.0 - replica.free_blocks / replica.kv_blocks
     replica.scraped_new_preemptions = replica.preemptions - replica.scraped_preemptions
     replica.scraped_preemptions = replica.preemptions
+    queried = replica.queried_tokens - replica.scraped_queried_tokens
+    if queried > 0:
+        replica.scraped_hit_rate = (replica.hit_tokens - replica.scraped_hit_tokens) / queried
+    replica.scraped_queried_tokens = replica.queried_tokens
+    replica.scraped_hit_tokens = replica.hit_tokens
 
 
 @njit(allocates=False)
@@ -213,10 +239,12 @@ def write_view(
         row[schema.TTFT_EWMA_S] = own.ttft_ewma
         row[schema.ITL_EWMA_S] = own.itl_ewma
         row[schema.IN_FLIGHT_EWMA] = own.in_flight_ewma
+        row[schema.EXPECTED_PREFIX_HIT_TOKENS] = expected_hit(state, k, waiting)
         row[schema.SCRAPED_RUNNING] = replica.scraped_running
         row[schema.SCRAPED_WAITING] = replica.scraped_waiting
         row[schema.SCRAPED_KV_USAGE] = replica.scraped_kv_usage
         row[schema.SCRAPED_PREEMPTIONS] = replica.scraped_new_preemptions
+        row[schema.SCRAPED_PREFIX_HIT_RATE] = replica.scraped_hit_rate
         row[schema.SCRAPE_AGE_S] = now - replica.scraped_at
         for column in range(state.static.shape[1]):
             row[schema.SPEED + column] = state.static[k, column]
@@ -224,6 +252,7 @@ def write_view(
     request[schema.PROMPT_TOKENS] = waiting.estimate
     request[schema.MAX_TOKENS] = cluster.max_tokens
     request[schema.EXPECTED_OUTPUT_TOKENS] = mean
+    request[schema.SESSION] = waiting.session
 
 
 @njit(inline=True)
@@ -248,3 +277,4 @@ def write_counts(
     request[schema.PROMPT_TOKENS] = waiting.estimate
     request[schema.MAX_TOKENS] = cluster.max_tokens
     request[schema.EXPECTED_OUTPUT_TOKENS] = expected_output(state.routers[c, m])
+    request[schema.SESSION] = waiting.session

@@ -29,6 +29,7 @@ METRICS: tuple[str, ...] = (
     "goodput_rps",
     "imbalance",
     "retries_mean",
+    "prefix_hit_rate",
 )
 """The names that `summarise` returns, in this order."""
 
@@ -119,6 +120,13 @@ def _window_s(outcomes: Outcomes, window: slice) -> tuple[float, float]:
     return start, end
 
 
+def _hit_rate(outcomes: Outcomes, window: slice) -> float:
+    """Prompt tokens found in the prefix cache, of all prompt tokens; 0 where that was not recorded."""
+    if outcomes.cached_tokens is None:
+        return 0.0
+    return float(outcomes.cached_tokens[window].sum() / outcomes.prompt_tokens[window].sum())
+
+
 def summarise(
     outcomes: Outcomes, slo_ttft_s: float, slo_tpot_s: float, warmup: float = 0.1, cooldown: float = 0.05
 ) -> dict[str, float]:
@@ -134,6 +142,8 @@ def summarise(
     of that time. So it equals the arrival rate in a stable cluster and the capacity in an overloaded one; the
     drain at the end does not dilute it. Where all requests arrive at the same moment, the time ends with the
     last completion. `goodput_rps` counts only the completions that met both objectives.
+
+    `prefix_hit_rate` is the share of the measured prompt tokens that were found in the prefix cache.
 
     Args:
         outcomes: the run.
@@ -173,5 +183,6 @@ def summarise(
         "goodput_rps": good.sum() / (end - start),
         "imbalance": arrival_imbalance(outcomes)[window].mean(),
         "retries_mean": outcomes.retried[window].mean(),
+        "prefix_hit_rate": _hit_rate(outcomes, window),
     }
     return {name: float(summary[name]) for name in METRICS}

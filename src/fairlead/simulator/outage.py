@@ -6,7 +6,7 @@
 import math
 
 from fairlead.compiled import njit
-from fairlead.simulator import ledger
+from fairlead.simulator import block_pool, ledger
 from fairlead.simulator.state import NEVER, NONE, State
 
 
@@ -54,6 +54,8 @@ def _lose_all(state: State, k: int, c: int) -> None:
     replica.partial_first = False
     for phase in range(state.phases.shape[1]):
         state.phases[k, phase] = 0
+    if replica.caching:
+        block_pool.clear_pool(state, k, replica.kv_blocks)
     ledger.lost_all(state, k)
 
 

@@ -31,6 +31,8 @@ class Outcomes:
         num_replicas: size of the cluster, idle replicas included.
         scheduled_s: (N,) when it was first part of a batch; None where that was not recorded.
         retries: (N,) how often its replica died and it began anew elsewhere; None: never.
+        cached_tokens: (N,) prompt tokens found in the prefix cache when it was first admitted, less than
+            the prompt; None where that was not recorded.
     """
 
     arrival_s: FloatArray
@@ -43,6 +45,7 @@ class Outcomes:
     num_replicas: int
     scheduled_s: FloatArray | None = None
     retries: IntArray | None = None
+    cached_tokens: IntArray | None = None
 
     def __post_init__(self) -> None:
         """Convert and check the columns."""
@@ -66,12 +69,15 @@ class Outcomes:
         self._require(self.output_tokens >= 1, "output_tokens is less than 1")
         self._require(self.preemptions >= 0, "preemptions is negative")
         self._require(self.retried >= 0, "retries is negative")
+        if self.cached_tokens is not None:
+            cached = (self.cached_tokens >= 0) & (self.cached_tokens < self.prompt_tokens)
+            self._require(cached, "cached_tokens is not between 0 and the prompt")
         self._require((self.replica >= 0) & (self.replica < self.num_replicas), "replica is out of range")
 
     def _columns(self) -> list[str]:
         """The fields that hold an array."""
         names = [field.name for field in fields(self) if field.name != "num_replicas"]
-        return [name for name in names if name != "scheduled_s" or self.scheduled_s is not None]
+        return [name for name in names if getattr(self, name) is not None]
 
     def _check_shapes(self) -> None:
         if self.num_replicas < 1:

@@ -16,6 +16,7 @@ from fairlead.errors import FairleadError
 from fairlead.simulator.fleet import Fleet
 from fairlead.simulator.reference_replica import InFlight, Iteration, Replica, ReplicaSpec, Slot
 from fairlead.simulator.reference_schedulers import make_replica
+from fairlead.view.prefixes import expected_hit, new_memory, remember
 from fairlead.view.schema import NUM_REPLICA_COLUMNS, NUM_REQUEST_COLUMNS, View
 from fairlead.workload.faults import Faults
 from fairlead.workload.requests import Requests
@@ -54,6 +55,7 @@ class Result:
     retries: npt.NDArray[np.int64]
     decisions: npt.NDArray[np.int64]
     """(D,) the request of each decision: each request once, and once more whenever its replica died."""
+    cached_tokens: npt.NDArray[np.int64]
     view: View | None
     """What the router saw at the D decisions, if recorded: here K is the decision."""
     iterations: list[Iteration] = field(repr=False)
@@ -75,6 +77,11 @@ class Scrape:
     """Since the start."""
     new_preemptions: int = 0
     """Since the scrape before."""
+    queried_tokens: int = 0
+    hit_tokens: int = 0
+    """Since the start."""
+    hit_rate: float = 0.0
+    """Since the last scrape before which there were other queries."""
 
 
 class Cluster:
@@ -98,6 +105,8 @@ class Cluster:
         self.scraped_s = [0.0 for _ in replicas]
         """When each replica last answered; before that, nothing was all there was to know."""
         self.decided_s = [0.0] * routers
+        self.memories = [[new_memory(1, spec.memory_blocks) for spec in replicas] for _ in range(routers)]
+        """The prompts that each router remembers having sent to each replica."""
         self.in_flight_ewma = [[0.0 for _ in replicas] for _ in range(routers)]
 
     def advance(self, now_s: float) -> None:
@@ -118,11 +127,19 @@ class Cluster:
         self.replicas[r].pace = pace
         dies = self.up[r] and not up
         self.up[r] = up
+        if dies:
+            for memories in self.memories:
+                memories[r] = new_memory(1, self.replicas[r].spec.memory_blocks)
         return self.replicas[r].die() if dies else []
 
     def scrape(self, replica: Replica, before: Scrape) -> Scrape:
         """Reads what the engine reports."""
+        queried = replica.queried_tokens - before.queried_tokens
+        hits = replica.hit_tokens - before.hit_tokens
         return Scrape(
+            queried_tokens=replica.queried_tokens,
+            hit_tokens=replica.hit_tokens,
+            hit_rate=hits / queried if queried > 0 else before.hit_rate,
             running=len(replica.running),
             waiting=len(replica.waiting),
             kv_usage=1.0 - replica.free / replica.spec.kv_blocks,
@@ -144,8 +161,8 @@ class Cluster:
         average = self.in_flight_ewma[m]
         for r in range(len(self.replicas)):
             average[r] += decay * (len(self.in_flight(r, m)) - average[r])
-        rows = [self.row(r, m, now_s) for r in range(len(self.replicas))]
-        columns = [request.estimate, self.max_tokens, self.expected_output_tokens(m)]
+        rows = [self.row(r, request, now_s) for r in range(len(self.replicas))]
+        columns = [request.estimate, self.max_tokens, self.expected_output_tokens(m), request.session]
         return View(np.array([rows], np.float64), np.array([columns], np.float64))
 
     def in_flight(self, r: int, m: int) -> list[InFlight]:
@@ -153,27 +170,46 @@ class Cluster:
         replica = self.replicas[r]
         return [request for request in [*replica.running, *replica.waiting] if request.router == m]
 
-    def row(self, r: int, m: int, now_s: float) -> list[float]:
-        """One replica's columns as router m sees them, in the order of `REPLICA_COLUMNS`."""
+    def expected_hit(self, r: int, request: InFlight) -> int:
+        """Prompt tokens that the request's router believes replica r to have cached."""
+        size = self.replicas[r].spec.block_size
+        keys = np.array(request.contents, np.int32)
+        most = (min(request.prompt_tokens, request.estimate) - 1) // size
+        memory = self.memories[request.router][r]
+        return expected_hit(memory, 0, keys, 0, most) * size if len(keys) else 0
+
+    def submit(self, r: int, request: InFlight, now_s: float) -> None:
+        """The router sends the request to replica r, and remembers its prompt."""
+        request.expected_hit = self.expected_hit(r, request)
+        if request.contents:
+            full = request.prompt_tokens // self.replicas[r].spec.block_size
+            remember(self.memories[request.router][r], 0, np.array(request.contents, np.int32), 0, full)
+        self.replicas[r].submit(request, now_s)
+
+    def row(self, r: int, request: InFlight, now_s: float) -> list[float]:
+        """One replica's columns as the request's router sees them, in the order of `REPLICA_COLUMNS`."""
+        m = request.router
         replica, scrape, spec = self.replicas[r], self.scrapes[r], self.replicas[r].spec
         expected = self.expected_output_tokens(m)
         requests = self.in_flight(r, m)
-        silent = [request for request in requests if request.generated == 0]
-        speaking = [request for request in requests if request.generated > 0]
+        silent = [q for q in requests if q.generated == 0]
+        speaking = [q for q in requests if q.generated > 0]
         return [
             len(requests),
             len(silent),
-            sum(request.estimate for request in silent),
-            sum(request.estimate + request.generated for request in speaking),
+            sum(q.estimate - q.expected_hit for q in silent),
+            sum(q.estimate + q.generated for q in speaking),
             sum(max(expected - q.generated, LEAST_REMAINING_SHARE * expected) for q in requests),
-            now_s - min((request.sent_s for request in silent), default=now_s),
+            now_s - min((q.sent_s for q in silent), default=now_s),
             replica.ttft_ewma_s[m],
             replica.itl_ewma_s[m],
             self.in_flight_ewma[m][r],
+            self.expected_hit(r, request),
             scrape.running,
             scrape.waiting,
             scrape.kv_usage,
             scrape.new_preemptions,
+            scrape.hit_rate,
             now_s - self.scraped_s[r],
             spec.speed,
             spec.prefill_tokens_per_s,
@@ -221,19 +257,9 @@ def simulate(
         replicas = from_fleet(replicas)
     _check_fit(replicas, requests)
     log: list[Iteration] | None = [] if record_iterations else None
-    routers = np.zeros(len(requests), np.int64) if requests.router is None else requests.router
-    cluster = Cluster(replicas, scrape_interval_s, max_tokens, log, int(routers.max(initial=0)) + 1)
-    columns = zip(
-        requests.arrival_s.tolist(),
-        requests.prompt_tokens.tolist(),
-        requests.output_tokens.tolist(),
-        routers.tolist(),
-        strict=True,
-    )
-    everyone = [InFlight(i, *row) for i, row in enumerate(columns)]
-    estimates = requests.prompt_tokens if requests.estimate is None else requests.estimate
-    for request, estimate in zip(everyone, estimates.tolist(), strict=True):
-        request.estimate = estimate
+    everyone = in_flight_requests(requests, replicas[0])
+    routers = 1 + max((request.router for request in everyone), default=0)
+    cluster = Cluster(replicas, scrape_interval_s, max_tokens, log, routers)
     placed: dict[int, int] = {}
     decisions: list[int] = []
     views: list[View] = []
@@ -247,7 +273,7 @@ def simulate(
             )
         if not cluster.up[replica]:
             raise FairleadError(f"request {request.index} was sent to replica {replica}: it is not available")
-        cluster.replicas[replica].submit(request, now_s)
+        cluster.submit(replica, request, now_s)
         placed[request.index] = replica
         decisions.append(request.index)
     for engine in cluster.replicas:
@@ -260,6 +286,7 @@ def simulate(
         preemptions=np.array([request.preemptions for request in everyone], np.int64),
         retries=np.array([request.retries for request in everyone], np.int64),
         decisions=np.array(decisions, np.int64),
+        cached_tokens=np.array([request.cached for request in everyone], np.int64),
         view=_stack(views, len(replicas)) if record_views else None,
         iterations=sorted(log or [], key=lambda iteration: iteration.replica),
     )
@@ -296,6 +323,29 @@ def _decisions(
             return
 
 
+def in_flight_requests(requests: Requests, spec: ReplicaSpec) -> list[InFlight]:
+    """The requests one by one, with what their blocks contain if replicas like `spec` cache prefixes."""
+    count = len(requests)
+    nobody = np.zeros(count, np.int64)
+    columns = zip(
+        requests.arrival_s.tolist(),
+        requests.prompt_tokens.tolist(),
+        requests.output_tokens.tolist(),
+        (nobody if requests.router is None else requests.router).tolist(),
+        strict=True,
+    )
+    everyone = [InFlight(i, *row) for i, row in enumerate(columns)]
+    estimates = requests.prompt_tokens if requests.estimate is None else requests.estimate
+    sessions = nobody if requests.session is None else requests.session
+    content = requests.content_of_blocks(spec.block_size) if spec.prefix_caching else None
+    for i, request in enumerate(everyone):
+        request.session = int(sessions[i])
+        request.estimate = int(estimates[i])
+        if content is not None:
+            request.contents = tuple(content.ids[content.offsets[i] : content.offsets[i + 1]].tolist())
+    return everyone
+
+
 def _stack(views: list[View], replicas: int) -> View:
     return View(
         np.array([view.replicas[0] for view in views]).reshape(-1, replicas, NUM_REPLICA_COLUMNS),
@@ -313,6 +363,8 @@ def from_fleet(fleet: Fleet) -> list[ReplicaSpec]:
             block_size=fleet.block_size,
             kv_blocks=int(fleet.kv_blocks[r]),
             scheduler=fleet.scheduler,
+            prefix_caching=fleet.prefix_caching,
+            memory_blocks=fleet.memory_blocks,
             speed=float(fleet.static[r, 0]),
             prefill_tokens_per_s=float(fleet.static[r, 1]),
             decode_iteration_s=float(fleet.static[r, 2]),

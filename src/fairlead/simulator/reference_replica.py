@@ -33,6 +33,10 @@ class ReplicaSpec:
     """Tokens per KV block."""
     kv_blocks: int
     scheduler: SchedulerOptions = VLLM_V1
+    prefix_caching: bool = False
+    """Whether full blocks stay cached."""
+    memory_blocks: int = 0
+    """Blocks of prompts that a router remembers having sent here."""
     speed: float = 1.0
     prefill_tokens_per_s: float = 0.0
     decode_iteration_s: float = 0.0
@@ -61,6 +65,13 @@ class InFlight:
     first_token_s: float = math.nan
     finish_s: float = math.nan
     preemptions: int = 0
+    contents: tuple[int, ...] = ()
+    """What its full blocks contain, with prefix caching."""
+    session: int = 0
+    expected_hit: int = 0
+    """Tokens that its router expected to be cached."""
+    cached: int = 0
+    """Tokens that were, when it was first admitted."""
     cancelled: bool = False
     """Its client has gone; while it is in a running batch it leaves at that batch's end."""
     sent_s: float = math.nan
@@ -131,6 +142,9 @@ class Replica:
         """Requests of each router that have left, and the output tokens of those."""
         self.preempted: list[int] = []
         self.preemptions = 0
+        self.queried_tokens = 0
+        self.hit_tokens = 0
+        """Prompt tokens looked up in the prefix cache, and of these found."""
         self.ttft_ewma_s = [0.0] * routers
         self.itl_ewma_s = [0.0] * routers
         """As each router saw it."""
@@ -246,7 +260,7 @@ class Replica:
     def preempt(self) -> InFlight:
         """Evicts the request admitted last; it will be recomputed, ahead of all that wait."""
         request = self.running.pop()
-        self.free += self.blocks(request.computed)
+        self.leave(request)
         request.computed = 0
         request.chunk = 0
         request.decoding = False
@@ -289,7 +303,7 @@ class Replica:
             self.on_token(request, now_s)
 
     def leave(self, request: InFlight) -> None:
-        """Frees the blocks of a request that leaves."""
+        """Frees the blocks of a request that leaves the batch."""
         self.free += self.blocks(request.computed)
 
     def blocks_held(self, request: InFlight) -> int:

@@ -5,6 +5,7 @@
 
 import math
 
+from fairlead.simulator.reference_cache import CachingReplica
 from fairlead.simulator.reference_replica import InFlight, Iteration, Replica, ReplicaSpec
 
 AHEAD = 4
@@ -13,7 +14,8 @@ AHEAD = 4
 
 def make_replica(index: int, spec: ReplicaSpec, log: list[Iteration] | None, routers: int) -> Replica:
     """A replica with the scheduler that its specification names."""
-    kinds = {"vllm": Replica, "sarathi": Sarathi, "vllm_v0": VllmV0, "vidur_v1": VidurV1}
+    vllm = CachingReplica if spec.prefix_caching else Replica
+    kinds = {"vllm": vllm, "sarathi": Sarathi, "vllm_v0": VllmV0, "vidur_v1": VidurV1}
     return kinds[spec.scheduler.name](index, spec, log, routers)
 
 

@@ -5,7 +5,8 @@ the most recently admitted request is preempted when they run out.
 """
 
 from fairlead.compiled import njit
-from fairlead.simulator.batching import blocks_of, join, leave
+from fairlead.simulator import prefix_cache
+from fairlead.simulator.batching import join, leave, new_blocks
 from fairlead.simulator.state import State
 
 
@@ -16,11 +17,13 @@ def can_admit(state: State, k: int, c: int) -> bool:
     budget = replica.token_budget - replica.running
     if replica.waiting == 0 or replica.running >= replica.max_seqs or budget <= 0:
         return False
+    if replica.caching:
+        return prefix_cache.may_admit(state, k, c, budget)
     head = state.requests[c, replica.waiting_head]
-    first_chunk = min(head.prompt + head.generated, budget)
+    first_chunk = min(head.prompt + head.generated - head.hit, budget)
     # The decoding requests take their blocks first.
     free = replica.free_blocks - state.phases[k, (-replica.tick) % replica.block_size]
-    return blocks_of(first_chunk, replica.block_size) <= free
+    return new_blocks(head.hit, first_chunk, replica.block_size) <= free
 
 
 @njit(inline=True)
@@ -49,6 +52,8 @@ def _schedule_running(state: State, k: int, c: int) -> tuple[int, bool]:
     if need > replica.free_blocks:
         return _schedule_scarce(state, k, c)
     replica.free_blocks -= need
+    if replica.caching:
+        prefix_cache.extend_running(state, k, c)
     if replica.prefilling > 0:
         budget -= state.slots[k, decoding].chunk
     return budget, False
@@ -60,8 +65,7 @@ def _prefill_blocks(state: State, k: int, c: int, j: int) -> int:
     slot = state.slots[k, j]
     request = state.requests[c, slot.request]
     size = state.replicas[k].block_size
-    done = request.prompt + request.generated - slot.left
-    return blocks_of(done + slot.chunk, size) - blocks_of(done, size)
+    return new_blocks(request.prompt + request.generated - slot.left, slot.chunk, size)
 
 
 @njit(allocates=False)
@@ -73,21 +77,23 @@ def _schedule_scarce(state: State, k: int, c: int) -> tuple[int, bool]:
     j = 0
     while j < replica.running and budget > 0:
         slot = state.slots[k, j]
+        request = state.requests[c, slot.request]
         if slot.left == 0:
-            request = state.requests[c, slot.request]
-            in_kv = request.prompt + replica.tick - slot.zero_tick - 1
+            done = request.prompt + replica.tick - slot.zero_tick - 1
             want = 1
-            need = 1 if in_kv % replica.block_size == 0 else 0
         else:
+            done = request.prompt + request.generated - slot.left
             slot.chunk = min(slot.left, budget)
-            want = slot.chunk
-            need = _prefill_blocks(state, k, c, j)
+            want = int(slot.chunk)
+        need = new_blocks(done, want, replica.block_size)
         while need > replica.free_blocks and replica.running > j:
             _preempt_last(state, k, c)
             preempted = True
         if replica.running == j:
             break
         replica.free_blocks -= need
+        if replica.caching:
+            prefix_cache.extend(state, k, slot, request, done, want)
         budget -= want
         j += 1
     return budget, preempted
@@ -98,7 +104,8 @@ def _preempt_last(state: State, k: int, c: int) -> None:
     """Take the most recently admitted request off the batch."""
     replica = state.replicas[k]
     in_kv = leave(state, k, c, replica.running - 1)
-    replica.free_blocks += blocks_of(in_kv, replica.block_size)
+    slot = state.slots[k, replica.running]
+    prefix_cache.release(state, k, slot, state.requests[c, slot.request], in_kv)
 
 
 @njit(inline=True)
@@ -107,9 +114,12 @@ def _admit(state: State, k: int, c: int, budget: int) -> None:
     replica = state.replicas[k]
     while replica.waiting > 0 and budget > 0 and replica.running < replica.max_seqs:
         request = state.requests[c, replica.waiting_head]
-        chunk = min(request.prompt + request.generated, budget)
-        need = blocks_of(chunk, replica.block_size)
-        if need > replica.free_blocks:
+        idle = prefix_cache.look_up(state, k, c, replica.waiting_head) if replica.caching else 0
+        chunk = min(request.prompt + request.generated - request.hit, budget)
+        need = new_blocks(request.hit, chunk, replica.block_size)
+        if need + idle > replica.free_blocks:
             return
         join(state, k, c, chunk, need)
+        if replica.caching:
+            prefix_cache.admit(state, k, state.slots[k, replica.running - 1], request, idle)
         budget -= chunk

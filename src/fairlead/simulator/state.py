@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fairlead.simulator.batch_time import NO_TABLES, Tables
+from fairlead.simulator.block_pool import clear_pools, new_pool
+from fairlead.view.prefixes import forget, new_memory
 
 NONE = -1
 NEVER = np.iinfo(np.int64).max
@@ -33,6 +35,11 @@ REQUEST = np.dtype(
         ("next_waiting", "i4"),  # waiting queue of its replica, or those that are to be decided anew
         ("next_routed", "i4"),  # order in which its replica received requests
         ("source", "i4"),  # in a forecast: which request it stands for
+        ("hit", "i4"),  # tokens found cached when it was last looked up (in a forecast: expected to be)
+        ("cached", "i4"),  # tokens found cached when it was first admitted
+        ("expected_hit", "i4"),  # tokens that its router expected to be cached
+        ("content", "i8"),  # where the contents of its blocks begin
+        ("session", "i8"),
     ],
     align=True,
 )
@@ -44,6 +51,7 @@ REPLICA = np.dtype(
         ("max_seqs", "i8"),
         ("block_size", "i8"),
         ("kv_blocks", "i8"),
+        ("caching", "b1"),  # prefix caching is on
         ("table", "i8"),  # index into `tables`, or NO_TABLE: it runs by its coefficients
         ("declared", "i8"),  # the replica that it is said to be as fast as
         ("scheduler", "i8"),  # code of `schedulers`
@@ -70,6 +78,8 @@ REPLICA = np.dtype(
         ("interrupted", "i8"),  # requests that have streamed tokens but were preempted since
         ("preemptions", "i8"),
         ("available", "b1"),  # not dead
+        ("queried_tokens", "i8"),  # prompt tokens looked up in the prefix cache
+        ("hit_tokens", "i8"),  # of these, found
         # last scrape
         ("scraped_at", "f8"),
         ("scraped_running", "i8"),
@@ -77,6 +87,9 @@ REPLICA = np.dtype(
         ("scraped_kv_usage", "f8"),
         ("scraped_preemptions", "i8"),  # counter at the last scrape
         ("scraped_new_preemptions", "i8"),  # its growth since the scrape before
+        ("scraped_queried_tokens", "i8"),  # counters at the last scrape
+        ("scraped_hit_tokens", "i8"),
+        ("scraped_hit_rate", "f8"),  # between the last two scrapes with queries between them
     ],
     align=True,
 )
@@ -87,7 +100,7 @@ LEDGER = np.dtype(
         ("in_flight", "i8"),
         ("awaiting", "i8"),  # of these, without a first token
         ("decoding", "i8"),  # of these, in the replica's decoding batch
-        ("pending_tokens", "i8"),  # prompts of those without a first token
+        ("pending_tokens", "i8"),  # prompts of those without a first token, less what was expected to hit
         ("context_tokens", "i8"),  # prompt + streamed, of the others
         ("oldest", "i8"),  # head of the list of routed requests; finished heads are dropped lazily
         ("newest", "i8"),
@@ -114,6 +127,7 @@ CONFIGURATION = (
     "max_seqs",
     "block_size",
     "kv_blocks",
+    "caching",
     "table",
     "declared",
     "scheduler",
@@ -143,6 +157,7 @@ SLOT = np.dtype(
         ("blocks", "i4"),  # taken at admission; kept up to date by vidur_v1 alone
         ("chunk", "i4"),  # of these, in the iteration under way
         ("router", "i4"),  # that sent it
+        ("row", "i4"),  # its block table, with prefix caching
     ],
     align=True,
 )
@@ -203,6 +218,21 @@ class State(NamedTuple):
     """(V,) the numbers of all tables."""
     static: npt.NDArray[np.float64]
     """(K*R, 5) static columns of the view."""
+    contents: npt.NDArray[np.int32]
+    """(B,) what the blocks of all requests contain, one request after the other."""
+    # The fields of `block_pool.Pool`, for prefix caching,
+    blocks: npt.NDArray[Any]
+    block_queues: npt.NDArray[Any]
+    block_index: npt.NDArray[np.int32]
+    block_tables: npt.NDArray[np.int32]
+    table_rows: npt.NDArray[np.int32]
+    slot_order: npt.NDArray[np.int32]
+    phase_ends: npt.NDArray[np.int32]
+    # and of `view.prefixes.PrefixMemory`: a row for each pair of replica and router.
+    sent_keys: npt.NDArray[np.uint64]
+    sent_last: npt.NDArray[np.int64]
+    sent_clock: npt.NDArray[np.int64]
+    sent_sets: npt.NDArray[np.int64]
 
 
 def new_state(
@@ -213,6 +243,7 @@ def new_state(
     requests: int,
     routers: int = 1,
     tables: Tables = NO_TABLES,
+    memory_blocks: int = 0,
 ) -> State:
     """An empty state; configuration fields are filled in by the caller."""
     return State(
@@ -228,6 +259,9 @@ def new_state(
         tables=tables.tables,
         table_values=tables.values,
         static=np.zeros((clusters * replicas, 5)),
+        contents=np.zeros(0, np.int32),
+        **new_pool(clusters * replicas, 0, 0, 0, 0)._asdict(),
+        **new_memory(clusters * replicas * routers, memory_blocks)._asdict(),
     )
 
 
@@ -274,5 +308,9 @@ def clear(state: State) -> None:
     requests["generated"] = 0
     requests["preemptions"] = 0
     requests["retries"] = 0
+    for field in ("hit", "cached", "expected_hit"):
+        requests[field] = 0
     for field in ("replica", "next_waiting", "next_routed"):
         requests[field] = NONE
+    clear_pools(state, replicas["kv_blocks"] * replicas["caching"])
+    forget(state)

@@ -155,6 +155,7 @@ class Ledger:
             "scraped_waiting": replica.read.waiting,
             "scraped_kv_usage": replica.read.kv_usage,
             "scraped_preemptions": replica.new_preemptions,
+            "scraped_prefix_hit_rate": 0.0,
             "scrape_age_s": now_s - self.scraped_s,
             **_static(self.fleet, r),
         }

@@ -17,6 +17,7 @@ from fairlead.view.schema import (
     CONTEXT_TOKENS,
     DECODE_ITERATION_S,
     EXPECTED_OUTPUT_TOKENS,
+    EXPECTED_PREFIX_HIT_TOKENS,
     EXPECTED_REMAINING_TOKENS,
     IN_FLIGHT,
     IN_FLIGHT_EWMA,
@@ -65,6 +66,8 @@ FEATURES: tuple[str, ...] = (
     "prompt_log",
     "expected_output_tokens",
     "available",
+    "expected_hit",
+    "prefill_with_own_above_least",
     "favor_ttft",
 )
 """Names, in the order of the last axis."""
@@ -88,16 +91,21 @@ def features(
     prompt = request[PROMPT_TOKENS]
     least_prefill = np.inf
     least_decode = np.inf
+    least_with_own = np.inf
     for r in range(replicas.shape[0]):
         row = replicas[r]
         if row[AVAILABLE] == 0.0:
             continue
-        least_prefill = min(least_prefill, row[PENDING_PREFILL_TOKENS] / row[PREFILL_TOKENS_PER_S])
+        prefill = row[PENDING_PREFILL_TOKENS] / row[PREFILL_TOKENS_PER_S]
+        own = max(prompt - row[EXPECTED_PREFIX_HIT_TOKENS], 1.0) / row[PREFILL_TOKENS_PER_S]
+        least_prefill = min(least_prefill, prefill)
+        least_with_own = min(least_with_own, prefill + own)
         least_decode = min(least_decode, row[EXPECTED_REMAINING_TOKENS] * row[DECODE_ITERATION_S])
     for r in range(replicas.shape[0]):
         row = replicas[r]
         prefill = row[PENDING_PREFILL_TOKENS] / row[PREFILL_TOKENS_PER_S]
-        own = prompt / row[PREFILL_TOKENS_PER_S]
+        # Only what is not cached has to be computed, the last token always.
+        own = max(prompt - row[EXPECTED_PREFIX_HIT_TOKENS], 1.0) / row[PREFILL_TOKENS_PER_S]
         decode = row[EXPECTED_REMAINING_TOKENS] * row[DECODE_ITERATION_S]
         decoding = row[IN_FLIGHT] - row[AWAITING_FIRST_TOKEN]
         to = out[r]
@@ -128,7 +136,9 @@ def features(
         to[24] = math.log1p(prompt) / 8.0
         to[25] = request[EXPECTED_OUTPUT_TOKENS] / 256.0
         to[26] = 1.0 if row[AVAILABLE] != 0.0 else 0.0
-        to[27] = favor
+        to[27] = row[EXPECTED_PREFIX_HIT_TOKENS] / max(prompt, 1.0)
+        to[28] = 2.0 * (prefill + own - least_with_own)
+        to[29] = favor
 
 
 @njit()

@@ -18,31 +18,55 @@ WAYS = 8
 
 
 class PrefixMemory(NamedTuple):
-    """Memories of several replicas (or pairs of router and replica); functions take one by its row."""
+    """Memories of several replicas (or pairs of router and replica); functions take one by its row.
 
-    keys: npt.NDArray[np.uint64]
+    The simulator's `State` has the same fields and is taken as well (compiled parallel loops take no tuples
+    within tuples).
+    """
+
+    sent_keys: npt.NDArray[np.uint64]
     """(rows, sets, WAYS)."""
-    used: npt.NDArray[np.int64]
+    sent_last: npt.NDArray[np.int64]
     """(rows, sets, WAYS): when each was last sent, counted in chunks; 0 is an empty entry."""
-    clock: npt.NDArray[np.int64]
+    sent_clock: npt.NDArray[np.int64]
     """(rows,): chunks sent so far."""
+    sent_sets: npt.NDArray[np.int64]
+    """(rows,): how many of its sets a row uses; 0: it remembers nothing."""
 
 
 def new_memory(rows: int, chunks: int) -> PrefixMemory:
     """Empty memories for `chunks` chunks each, rounded up to whole sets; 0: they remember nothing."""
-    sets = -(-chunks // WAYS)
+    sets = sets_for(chunks)
     shape = (rows, sets, WAYS)
-    return PrefixMemory(np.zeros(shape, np.uint64), np.zeros(shape, np.int64), np.zeros(rows, np.int64))
+    return PrefixMemory(
+        np.zeros(shape, np.uint64),
+        np.zeros(shape, np.int64),
+        np.zeros(rows, np.int64),
+        np.full(rows, sets, np.int64),
+    )
 
 
-def forget(memory: PrefixMemory) -> None:
+def sets_for(chunks: int) -> int:
+    """Sets that hold so many chunks."""
+    return -(-chunks // WAYS)
+
+
+def forget(memory: Any) -> None:
     """Empty all memories."""
-    memory.used[:] = 0
-    memory.clock[:] = 0
+    memory.sent_last[:] = 0
+    memory.sent_clock[:] = 0
 
 
-@njit()
-def _mixed(key: np.uint64) -> np.uint64:
+@njit(allocates=False)
+def forget_row(memory: Any, row: int) -> None:
+    """Empty one memory: its replica has lost everything."""
+    for place in range(memory.sent_sets[row]):
+        for way in range(WAYS):
+            memory.sent_last[row, place, way] = 0
+
+
+@njit(allocates=False)
+def mixed(key: np.uint64) -> np.uint64:
     """The key's bits spread evenly: the finaliser of SplitMix64 (Steele et al., OOPSLA 2014)."""
     x = key
     x ^= x >> np.uint64(30)
@@ -53,45 +77,45 @@ def _mixed(key: np.uint64) -> np.uint64:
     return x
 
 
-@njit()
-def _set_of(memory: PrefixMemory, key: np.uint64) -> int:
+@njit(allocates=False)
+def _set_of(memory: Any, row: int, key: np.uint64) -> int:
     # Multiply and shift: evenly into any number of sets (Lemire, ACM TOMACS 29(1), 2019).
-    high = _mixed(key) >> np.uint64(32)
-    return np.int64((high * np.uint64(memory.keys.shape[1])) >> np.uint64(32))  # type: ignore[return-value]
+    high = mixed(key) >> np.uint64(32)
+    return np.int64((high * np.uint64(memory.sent_sets[row])) >> np.uint64(32))  # type: ignore[return-value]
 
 
-@njit()
-def expected_hit(memory: PrefixMemory, row: int, keys: npt.NDArray[Any], start: int, count: int) -> int:
+@njit(allocates=False)
+def expected_hit(memory: Any, row: int, keys: npt.NDArray[Any], start: int, count: int) -> int:
     """How many chunks of the chain keys[start:start + count] are remembered without a gap, from its start."""
-    if memory.keys.shape[1] == 0:
+    if memory.sent_sets[row] == 0:
         return 0
     for i in range(count):
         key = np.uint64(keys[start + i])
-        place = _set_of(memory, key)
+        place = _set_of(memory, row, key)
         found = False
         for way in range(WAYS):
-            if memory.keys[row, place, way] == key and memory.used[row, place, way] > 0:
+            if memory.sent_keys[row, place, way] == key and memory.sent_last[row, place, way] > 0:
                 found = True
         if not found:
             return i
     return count
 
 
-@njit()
-def remember(memory: PrefixMemory, row: int, keys: npt.NDArray[Any], start: int, count: int) -> None:
+@njit(allocates=False)
+def remember(memory: Any, row: int, keys: npt.NDArray[Any], start: int, count: int) -> None:
     """The chain keys[start:start + count] was sent: its end will be forgotten before its beginning."""
-    if memory.keys.shape[1] == 0:
+    if memory.sent_sets[row] == 0:
         return
-    memory.clock[row] += count
+    memory.sent_clock[row] += count
     for i in range(count):
         key = np.uint64(keys[start + i])
-        place = _set_of(memory, key)
+        place = _set_of(memory, row, key)
         entry = 0
         for way in range(WAYS):
-            if memory.keys[row, place, way] == key and memory.used[row, place, way] > 0:
+            if memory.sent_keys[row, place, way] == key and memory.sent_last[row, place, way] > 0:
                 entry = way
                 break
-            if memory.used[row, place, way] < memory.used[row, place, entry]:
+            if memory.sent_last[row, place, way] < memory.sent_last[row, place, entry]:
                 entry = way
-        memory.keys[row, place, entry] = key
-        memory.used[row, place, entry] = memory.clock[row] - i
+        memory.sent_keys[row, place, entry] = key
+        memory.sent_last[row, place, entry] = memory.sent_clock[row] - i

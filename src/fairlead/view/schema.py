@@ -24,7 +24,12 @@ class Column(NamedTuple):
 REPLICA_COLUMNS: tuple[Column, ...] = (
     Column("in_flight", "requests", "ledger", "forwarded and not finished"),
     Column("awaiting_first_token", "requests", "ledger", "in flight without a first token"),
-    Column("pending_prefill_tokens", "tokens", "ledger", "prompt tokens of those"),
+    Column(
+        "pending_prefill_tokens",
+        "tokens",
+        "ledger",
+        "prompt tokens of those, less what was expected to be cached when they were sent",
+    ),
     Column("context_tokens", "tokens", "ledger", "prompt + streamed, of those with a first token"),
     Column(
         "expected_remaining_tokens",
@@ -36,10 +41,22 @@ REPLICA_COLUMNS: tuple[Column, ...] = (
     Column("ttft_ewma_s", "s", "ledger", "moving average over first tokens (0 before the first)"),
     Column("itl_ewma_s", "s", "ledger", "moving average over iterations (0 before the first)"),
     Column("in_flight_ewma", "requests", "ledger", "time-decayed average of in_flight"),
+    Column(
+        "expected_prefix_hit_tokens",
+        "tokens",
+        "ledger",
+        "prompt tokens believed to be cached there, from the prompts sent there",
+    ),
     Column("scraped_running", "requests", "scraped", "num_requests_running"),
     Column("scraped_waiting", "requests", "scraped", "num_requests_waiting"),
     Column("scraped_kv_usage", "fraction", "scraped", "kv_cache_usage_perc"),
     Column("scraped_preemptions", "requests", "scraped", "preemptions between the last two scrapes"),
+    Column(
+        "scraped_prefix_hit_rate",
+        "fraction",
+        "scraped",
+        "prompt tokens found in the prefix cache between the last two scrapes",
+    ),
     Column("scrape_age_s", "s", "scraped", "time since the last scrape"),
     Column("speed", "ratio", "static", "declared speed relative to the reference replica"),
     Column("prefill_tokens_per_s", "tokens/s", "static", "declared prefill rate"),
@@ -53,6 +70,7 @@ REQUEST_COLUMNS: tuple[Column, ...] = (
     Column("prompt_tokens", "tokens", "request", "length of the prompt"),
     Column("max_tokens", "tokens", "request", "the client's limit on the output (0: none given)"),
     Column("expected_output_tokens", "tokens", "request", "mean output of finished requests"),
+    Column("session", "number", "request", "the same for all turns of a conversation (0: none)"),
 )
 
 NUM_REPLICA_COLUMNS = len(REPLICA_COLUMNS)
@@ -69,10 +87,12 @@ NUM_REQUEST_COLUMNS = len(REQUEST_COLUMNS)
     TTFT_EWMA_S,
     ITL_EWMA_S,
     IN_FLIGHT_EWMA,
+    EXPECTED_PREFIX_HIT_TOKENS,
     SCRAPED_RUNNING,
     SCRAPED_WAITING,
     SCRAPED_KV_USAGE,
     SCRAPED_PREEMPTIONS,
+    SCRAPED_PREFIX_HIT_RATE,
     SCRAPE_AGE_S,
     SPEED,
     PREFILL_TOKENS_PER_S,
@@ -82,7 +102,7 @@ NUM_REQUEST_COLUMNS = len(REQUEST_COLUMNS)
     AVAILABLE,
 ) = range(NUM_REPLICA_COLUMNS)
 
-PROMPT_TOKENS, MAX_TOKENS, EXPECTED_OUTPUT_TOKENS = range(NUM_REQUEST_COLUMNS)
+PROMPT_TOKENS, MAX_TOKENS, EXPECTED_OUTPUT_TOKENS, SESSION = range(NUM_REQUEST_COLUMNS)
 
 
 class View(NamedTuple):

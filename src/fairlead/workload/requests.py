@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fairlead.errors import FairleadError
-from fairlead.workload.content import Content, full_blocks
+from fairlead.workload.content import Content, full_blocks, unshared
 from fairlead.workload.faults import Faults
 
 
@@ -70,6 +70,21 @@ class Requests:
         columns = {name: getattr(self, name) for name in _COLUMNS}
         kept: dict[str, Any] = {name: None if each is None else each[rows] for name, each in columns.items()}
         return replace(self, **kept)
+
+    def content_of_blocks(self, block_size: int) -> Content:
+        """What blocks of `block_size` tokens contain: as given, or nothing in common.
+
+        Raises:
+            FairleadError: if the content was given for blocks of another size.
+        """
+        if self.content is None:
+            return unshared(self.prompt_tokens, self.output_tokens, block_size)
+        if self.content.block_size != block_size:
+            raise FairleadError(
+                f"the content of these requests is given in blocks of {self.content.block_size} tokens, but "
+                f"the engine's block_size is {block_size}"
+            )
+        return self.content
 
 
 _COLUMNS = tuple(field.name for field in fields(Requests) if field.name != "faults")

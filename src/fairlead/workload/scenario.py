@@ -80,7 +80,6 @@ class EngineOptions(Section):
     """KV blocks per replica; default: as many as fit."""
     enable_prefix_caching: bool = False
     """Whether blocks stay cached, so that a prompt that begins like an earlier one computes only its rest."""
-
     scheduler: Literal["vllm", "sarathi", "vllm_v0"] = "vllm"
     """vLLM V1, or the schedulers of Vidur: chunked prompts beside decodes, or prompts first and whole."""
     watermark: float | None = Field(default=None, ge=0, lt=1)
@@ -90,6 +89,8 @@ class EngineOptions(Section):
     def _check(self) -> Self:
         if self.watermark is not None and self.scheduler == "vllm":
             raise invalid("watermark: the scheduler vllm has none, only sarathi and vllm_v0 do")
+        if self.enable_prefix_caching and self.scheduler != "vllm":
+            raise invalid(f"enable_prefix_caching: the scheduler {self.scheduler} cannot, only vllm can")
         if self.scheduler == "vllm" and self.max_num_batched_tokens < self.max_num_seqs:
             raise invalid(
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "

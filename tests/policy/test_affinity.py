@@ -1,0 +1,100 @@
+"""Each rule that weighs a cached prefix against load does what it says, on views made by hand."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytest
+
+from fairlead.policy.affinity import IMBALANCE_REQUESTS, SATURATED_S
+from fairlead.policy.heuristics import Heuristic
+from fairlead.view import schema
+from fairlead.view.schema import View
+
+PROMPT = 1000
+
+
+def view(session: int = 0, columns: Mapping[str, Sequence[float]] | None = None) -> View:
+    """A view of 3 available, idle replicas, but for the columns given; the prompt has 1,000 tokens."""
+    replicas = np.zeros((1, 3, schema.NUM_REPLICA_COLUMNS))
+    replicas[:, :, schema.AVAILABLE] = 1
+    replicas[:, :, schema.SPEED] = 1
+    replicas[:, :, schema.PREFILL_TOKENS_PER_S] = 10_000
+    replicas[:, :, schema.DECODE_ITERATION_S] = 0.01
+    for name, values in (columns or {}).items():
+        replicas[:, :, getattr(schema, name.upper())] = values
+    request = np.zeros((1, schema.NUM_REQUEST_COLUMNS))
+    request[0, schema.PROMPT_TOKENS] = PROMPT
+    request[0, schema.SESSION] = session
+    return View(replicas, request)
+
+
+def choices(name: str, seen: View) -> set[int]:
+    """Everything that the router ever chooses for this view."""
+    router = Heuristic(name)
+    return {int(router.route(seen)[0]) for _ in range(60)}
+
+
+HIT = "expected_prefix_hit_tokens"
+BUSY = IMBALANCE_REQUESTS + 1
+LATE = 10_000 * SATURATED_S + 1
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "expected"),
+    [
+        # The longest hit, whatever the load; ties by load.
+        ("prefix_affinity", {HIT: [0, 16, 992], "in_flight": [0, 0, 500]}, {2}),
+        ("prefix_affinity", {HIT: [0, 992, 992], "in_flight": [0, 7, 5]}, {2}),
+        ("prefix_affinity", {HIT: [0, 0, 0], "in_flight": [3, 2, 2]}, {1, 2}),
+        # The hit, unless the loads are far apart in difference and in ratio, or it is a small share.
+        ("prefix_then_load", {HIT: [0, 0, 992], "in_flight": [0, 5, 60]}, {2}),
+        ("prefix_then_load", {HIT: [0, 0, 992], "in_flight": [0, 5, BUSY]}, {0}),
+        ("prefix_then_load", {HIT: [0, 0, 992], "in_flight": [200, 205, 200 + BUSY]}, {2}),
+        ("prefix_then_load", {HIT: [0, 0, 288], "in_flight": [4, 3, 9]}, {1}),
+        ("prefix_then_load", {HIT: [0, 320, 304], "in_flight": [0, 9, 1]}, {1}),
+        # Where the prefix is, the fewest uncached tokens; elsewhere when all those replicas are behind.
+        ("sticky_until_saturated", {HIT: [0, 800, 992], "pending_prefill_tokens": [0, 900, 900]}, {2}),
+        ("sticky_until_saturated", {HIT: [0, 784, 800], "pending_prefill_tokens": [0, 0, 9000]}, {2}),
+        ("sticky_until_saturated", {HIT: [0, 784, 800], "pending_prefill_tokens": [0, 700, LATE]}, {1}),
+        ("sticky_until_saturated", {HIT: [0, 900, 800], "pending_prefill_tokens": [0, 200, LATE]}, {1}),
+        ("sticky_until_saturated", {HIT: [0, 0, 0], "pending_prefill_tokens": [5, 9, 5]}, {0, 2}),
+        # Uncached tokens, pending and own, times the batch with the new request.
+        ("lmetric", {HIT: [0, 900, 0], "in_flight": [0, 8, 0]}, {1}),
+        ("lmetric", {HIT: [0, 900, 0], "in_flight": [0, 10, 3]}, {0}),
+        ("lmetric", {HIT: [0, 0, 0], "in_flight": [1, 3, 1], "pending_prefill_tokens": [1001, 0, 999]}, {2}),
+        # Rules that count work count only what has to be computed.
+        ("least_work", {HIT: [0, 600, 0], "pending_prefill_tokens": [0, 500, 300]}, {1}),
+    ],
+)
+def test_rule(name: str, columns: Mapping[str, Sequence[float]], expected: set[int]) -> None:
+    assert choices(name, view(0, columns)) == expected
+
+
+@pytest.mark.parametrize(
+    "name", ["prefix_affinity", "prefix_then_load", "session_sticky", "sticky_until_saturated", "lmetric"]
+)
+def test_none_chooses_a_replica_that_is_not_available(name: str) -> None:
+    for session in (0, 5, 6, 7):
+        seen = view(session, {"available": [1, 1, 0], HIT: [0, 0, 992]})
+        assert 2 not in choices(name, seen)
+        assert choices(name, view(session, {"available": [0, 1, 0]})) == {1}
+
+
+def test_a_session_stays_where_it_is_and_sessions_spread_evenly() -> None:
+    taken = [
+        choices("session_sticky", view(session, {"in_flight": [900, 0, 0]})) for session in range(1, 301)
+    ]
+    assert all(len(each) == 1 for each in taken)
+    counts = np.bincount([min(each) for each in taken], minlength=3)
+    assert counts.min() > 70
+
+
+def test_when_a_replica_goes_only_its_sessions_move() -> None:
+    for session in range(1, 100):
+        before = choices("session_sticky", view(session))
+        after = choices("session_sticky", view(session, {"available": [1, 1, 0]}))
+        assert before == {2} or after == before
+
+
+def test_without_a_session_the_least_loaded_is_taken() -> None:
+    assert choices("session_sticky", view(0, {"in_flight": [4, 3, 9]})) == {1}

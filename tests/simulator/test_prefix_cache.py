@@ -1,0 +1,334 @@
+"""Prefix caching: the compiled engine against its plain twin, and the laws that both obey."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fairlead.simulator import reference
+from fairlead.simulator.block_pool import NO_BLOCK
+from fairlead.simulator.cluster import Clusters
+from fairlead.simulator.fleet import Fleet, custom_fleet
+from fairlead.simulator.hardware import device, model
+from fairlead.simulator.outcomes import Outcomes
+from fairlead.simulator.reference_cache import CachingReplica
+from fairlead.simulator.timing import analytic
+from fairlead.view import schema
+from fairlead.view.schema import View
+from fairlead.workload.content import Content, full_blocks
+from fairlead.workload.faults import Faults
+from fairlead.workload.requests import Requests
+
+A100 = np.array([list(analytic(model("llama-3-8b"), device("a100-80g")))])
+
+
+def fleet(
+    replicas: int = 1,
+    *,
+    blocks: int = 100,
+    budget: int = 64,
+    seqs: int = 8,
+    block_size: int = 4,
+    caching: bool = True,
+) -> Fleet:
+    return custom_fleet(
+        A100.repeat(replicas, 0),
+        np.full(replicas, blocks),
+        token_budget=budget,
+        max_num_seqs=seqs,
+        block_size=block_size,
+        scrape_interval_s=0.3,
+        prefix_caching=caching,
+    )
+
+
+def tree(seed: int, rate: float, count: int, longest: int, block_size: int, branches: int) -> Requests:
+    """Requests whose contents are paths in a small tree, down to identical prompts *and* outputs."""
+    draw = np.random.default_rng(seed)
+    prompts, outputs = draw.integers(1, longest, count), draw.integers(1, longest, count)
+    counts = full_blocks(prompts, outputs, block_size)
+    ids: dict[tuple[int, ...], int] = {}
+    contents = []
+    for blocks in counts:
+        # Branching is rare, so that many requests share long paths.
+        path = np.where(draw.random(blocks) < 0.15, draw.integers(0, branches, blocks), 0)
+        contents += [ids.setdefault(tuple(path[: i + 1]), len(ids)) for i in range(blocks)]
+    content = Content(np.array(contents), np.concatenate([[0], np.cumsum(counts)]), block_size)
+    arrival = np.cumsum(draw.exponential(1 / rate, count))
+    return Requests(arrival, prompts, outputs, session=draw.integers(0, 5, count), content=content)
+
+
+def free_contents(cluster: Clusters, k: int) -> list[int | None]:
+    """What the free blocks of a replica have cached, first to be taken first."""
+    pool = cluster.state
+    found, b = [], int(pool.block_queues[k].first)
+    while b != NO_BLOCK:
+        content = int(pool.blocks[k, b].content)
+        found.append(None if content == NO_BLOCK else content)
+        b = int(pool.blocks[k, b].after)
+    return found
+
+
+def step_by_step(made: Fleet, requests: Requests, choices: Sequence[int]) -> int:
+    """Engine and twin side by side: the same views, caches and outcomes; tokens found cached."""
+    fast = Clusters([made], [requests])
+    specs = reference.from_fleet(made)
+    slow = reference.Cluster(specs, made.scrape_interval_s, 0, None, 1)
+    everyone = reference.in_flight_requests(requests, specs[0])
+    for i, (request, choice) in enumerate(zip(everyone, choices, strict=True)):
+        slow.advance(request.arrival_s)
+        expected, view = slow.observe(request, request.arrival_s), fast.observe()
+        np.testing.assert_allclose(view.request, expected.request, rtol=1e-9)
+        np.testing.assert_allclose(view.replicas, expected.replicas, rtol=1e-7, atol=1e-9)
+        if i % 5 == 0:
+            assert_same_caches(fast, slow)
+        slow.submit(choice, request, request.arrival_s)
+        fast.route(np.array([choice]))
+    fast.drain()
+    for replica in slow.replicas:
+        replica.advance(np.inf)
+    assert_same_caches(fast, slow)
+    done = fast.outcomes(0)
+    np.testing.assert_allclose(done.first_token_s, [q.first_token_s for q in everyone], rtol=1e-9)
+    np.testing.assert_allclose(done.finish_s, [q.finish_s for q in everyone], rtol=1e-9)
+    np.testing.assert_array_equal(done.preemptions, [q.preemptions for q in everyone])
+    assert done.cached_tokens is not None
+    np.testing.assert_array_equal(done.cached_tokens, [q.cached for q in everyone])
+    return int(done.cached_tokens.sum())
+
+
+def assert_same_caches(fast: Clusters, slow: reference.Cluster) -> None:
+    for k, replica in enumerate(slow.replicas):
+        assert isinstance(replica, CachingReplica)
+        # An iteration under way has its blocks in both.
+        assert int(fast.state.replicas[k].free_blocks) == replica.free == len(replica.pool.free)
+        assert free_contents(fast, k) == [block.content for block in replica.pool.free]
+
+
+def run(made: Fleet, requests: Requests, choices: Sequence[int] | None = None) -> Outcomes:
+    cluster = Clusters([made], [requests])
+    for choice in choices or [0] * len(requests):
+        cluster.observe()
+        cluster.route(np.array([choice]))
+    cluster.drain()
+    return cluster.outcomes(0)
+
+
+def alike(times: list[float], prompts: list[int], outputs: list[int], ids: list[list[int]]) -> Requests:
+    """Requests that begin with these contents, in blocks of 4 tokens, and go on with their own."""
+    counts = full_blocks(np.array(prompts), np.array(outputs), 4)
+    own = iter(range(1000, 2000))
+    filled = [
+        each[:n] + [next(own) for _ in range(n - len(each))] for each, n in zip(ids, counts, strict=True)
+    ]
+    content = Content(np.concatenate(filled), np.concatenate([[0], np.cumsum(counts)]), 4)
+    return Requests(np.array(times), np.array(prompts), np.array(outputs), content=content)
+
+
+def test_a_repeated_prompt_computes_only_its_last_block() -> None:
+    chain = list(range(10))
+    done = run(fleet(), alike([0.0, 9.0], [40, 40], [1, 2], [chain[:10], chain]))
+    # Both prompts are 10 full blocks, but the last token has to be computed.
+    assert done.cached_tokens is not None
+    assert done.cached_tokens.tolist() == [0, 36]
+    assert done.ttft_s[1] < done.ttft_s[0]
+
+
+def test_a_hit_is_charged_as_context_of_the_chunk() -> None:
+    """The twin's log, by hand: 8 tokens of a prompt of 21 are cached, 13 are computed behind them."""
+    requests = alike([0.0, 9.0], [9, 21], [1, 1], [[0, 1], [0, 1, 5, 6, 7]])
+    log = reference.simulate(fleet(), requests, [0, 0], record_iterations=True).iterations
+    slot = log[-1].slots[0]
+    assert (slot.computed, slot.chunk, slot.blocks) == (8, 13, 6)
+
+
+def test_requests_of_one_iteration_share_what_it_computes() -> None:
+    """Blocks can be found as soon as they are scheduled, as in vLLM."""
+    done = run(fleet(), alike([0.0, 0.0], [20, 20], [5, 5], [[0, 1, 2, 3, 4], [0, 1, 2, 3, 9]]))
+    assert done.cached_tokens is not None
+    assert done.cached_tokens.tolist() == [0, 16]
+
+
+def test_the_next_turn_finds_the_answer_too() -> None:
+    chain = list(range(20))
+    done = run(fleet(), alike([0.0, 9.0], [20, 45], [20, 5], [chain[:9], chain[:12]]))
+    # Of 20 + 20 tokens, the last one was never computed: 9 full blocks.
+    assert done.cached_tokens is not None
+    assert done.cached_tokens.tolist() == [0, 36]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_engine_agrees_with_the_twin_at_ease(seed: int) -> None:
+    made = fleet(2, blocks=900, budget=256, seqs=32)
+    choices = np.random.default_rng(seed).integers(0, 2, 150).tolist()
+    assert step_by_step(made, tree(seed, 20.0, 150, 120, 4, 3), choices) > 1000
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_engine_agrees_with_the_twin_when_blocks_are_short(seed: int) -> None:
+    made = fleet(2, blocks=70, budget=96, seqs=12)
+    choices = np.random.default_rng(seed).integers(0, 2, 150).tolist()
+    requests = tree(seed, 30.0, 150, 120, 4, 3)
+    assert step_by_step(made, requests, choices) > 100
+    assert run(made, requests, choices).preemptions.sum() > 10
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    rate=st.floats(1.0, 300.0),
+    longest=st.integers(2, 90),
+    spare=st.integers(0, 60),
+    seqs=st.integers(1, 12),
+    budget=st.integers(12, 200),
+    block_size=st.sampled_from([1, 4, 16]),
+    branches=st.integers(1, 4),
+)
+def test_engine_agrees_with_the_twin_on_anything(
+    seed: int, rate: float, longest: int, spare: int, seqs: int, budget: int, block_size: int, branches: int
+) -> None:
+    blocks = -(-2 * longest // block_size) + spare
+    made = fleet(2, blocks=blocks, budget=budget, seqs=seqs, block_size=block_size)
+    requests = tree(seed, rate, 40, longest, block_size, branches)
+    step_by_step(made, requests, np.random.default_rng(seed).integers(0, 2, 40).tolist())
+
+
+def test_without_anything_in_common_caching_changes_nothing_but_after_preemptions() -> None:
+    draw = np.random.default_rng(0)
+    requests = Requests(
+        np.cumsum(draw.exponential(0.05, 300)), draw.integers(1, 90, 300), draw.integers(1, 90, 300)
+    )
+    made = fleet(blocks=3000, seqs=16, budget=128)
+    on, off = run(made, requests), run(replace(made, prefix_caching=False), requests)
+    np.testing.assert_array_equal(on.first_token_s, off.first_token_s)
+    np.testing.assert_array_equal(on.finish_s, off.finish_s)
+    assert on.cached_tokens is not None
+    assert on.cached_tokens.sum() == 0
+
+
+def test_blocks_are_conserved_at_every_iteration_and_hits_leave_a_token() -> None:
+    checked = 0
+
+    class Checked(CachingReplica):
+        def schedule(self) -> None:
+            super().schedule()
+            nonlocal checked
+            held = [block for request in self.running for block in self.held[request.index]]
+            refs = {id(block): sum(other is block for other in held) for block in held}
+            assert all(block.refs == refs[id(block)] for block in held)
+            assert len(refs) + len(self.pool.free) == self.spec.kv_blocks
+            assert not {id(block) for block in self.pool.free} & refs.keys()
+            for request in self.running:
+                assert request.computed < request.known
+                assert len(self.held[request.index]) == self.blocks(request.computed + request.chunk)
+            checked += 1
+
+    requests = tree(1, 30.0, 80, 100, 4, 2)
+    spec = reference.from_fleet(fleet(blocks=60, budget=96, seqs=12))[0]
+    replica = Checked(0, spec)
+    for request in reference.in_flight_requests(requests, spec):
+        replica.advance(request.arrival_s)
+        replica.submit(request, request.arrival_s)
+    replica.advance(np.inf)
+    assert replica.preemptions > 0
+    assert checked > 500
+    assert len(replica.pool.free) == 60
+
+
+def test_a_preempted_request_finds_its_own_blocks_again() -> None:
+    """Two requests outgrow the cache; the second is preempted and resumes behind what is still cached."""
+    requests = Requests(np.zeros(2), np.array([40, 40]), np.array([40, 40]))
+    made = fleet(blocks=30, budget=128)
+    log = reference.simulate(made, requests, [0, 0], record_iterations=True).iterations
+    assert any(iteration.preempted for iteration in log)
+    resumed = [slot for i in log for slot in i.slots if slot.request == 1 and slot.chunk > 1][-1]
+    assert resumed.computed >= 40
+    assert run(made, requests).preemptions.tolist() == [0, 1]
+
+
+def test_the_view_tells_the_hit_that_the_ledger_expects_and_the_rate_that_the_engine_reports() -> None:
+    chain = list(range(12))
+    requests = alike([0.0, 5.0, 9.0], [40, 48, 47], [4, 1, 1], [chain[:10], chain[:12], [*chain[:9], 99, 98]])
+    cluster = Clusters([fleet(2)], [requests])
+    seen = []
+    for choice in (1, 1, 0):
+        view = cluster.observe().replicas[0]
+        seen.append(
+            (
+                view[:, schema.EXPECTED_PREFIX_HIT_TOKENS].tolist(),
+                view[:, schema.SCRAPED_PREFIX_HIT_RATE].tolist(),
+            )
+        )
+        cluster.route(np.array([choice]))
+    # What was sent is remembered, not what was answered.
+    assert seen == [([0, 0], [0, 0]), ([0, 40], [0, 0]), ([0, 36], [0, 40 / 48])]
+
+
+def test_what_is_expected_to_hit_is_not_pending() -> None:
+    requests = alike(
+        [0.0, 5.0, 5.0], [40, 44, 44], [2, 2, 2], [list(range(10)), list(range(11)), list(range(11))]
+    )
+    cluster = Clusters([fleet()], [requests])
+    for expected in (0, 0, 44 - 40):
+        assert cluster.observe().replicas[0, 0, schema.PENDING_PREFILL_TOKENS] == expected
+        cluster.route(np.zeros(1, np.int64))
+
+
+def test_a_small_memory_forgets_and_the_engine_does_not() -> None:
+    chain = list(range(10))
+    requests = alike([0.0, 5.0, 9.0], [41, 64, 41], [1, 1, 1], [chain, list(range(100, 116)), chain])
+    cluster = Clusters([replace(fleet(), prefix_memory_blocks=8)], [requests])
+    for _ in range(3):
+        expected = cluster.observe().replicas[0, 0, schema.EXPECTED_PREFIX_HIT_TOKENS]
+        cluster.route(np.zeros(1, np.int64))
+    cluster.drain()
+    found = cluster.outcomes(0).cached_tokens
+    assert expected == 0
+    assert found is not None
+    assert found[2] == 40
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_engine_agrees_with_the_twin_when_replicas_die_and_routers_err(seed: int) -> None:
+    """A replica that returns has nothing cached, and no router believes that it has."""
+    draw = np.random.default_rng(seed)
+    happens = Faults(
+        np.array([0.6, 1.1, 1.5, 2.0]),
+        np.array([0, 1, 0, 1]),
+        np.ones(4),
+        np.array([False, False, True, True]),
+    )
+    plain_requests = tree(seed, 40.0, 120, 120, 4, 3)
+    requests = replace(
+        plain_requests,
+        router=draw.integers(0, 2, 120),
+        estimate=draw.integers(1, 120, 120),
+        faults=happens,
+    )
+    made = replace(fleet(3, blocks=120, budget=96, seqs=12), routers=2, prefix_memory_blocks=40)
+
+    def choose(view: View) -> int:
+        up = np.flatnonzero(view.replicas[0, :, schema.AVAILABLE])
+        return int(up[np.argmax(view.replicas[0, up, schema.EXPECTED_PREFIX_HIT_TOKENS])])
+
+    plain = reference.simulate(made, requests, choose, record_views=True)
+    fast = Clusters([made], [requests])
+    seen = []
+    while True:
+        view = fast.observe()
+        if fast.done:
+            break
+        seen.append((view.replicas[0].copy(), view.request[0].copy()))
+        fast.route(np.array([choose(view)]))
+    fast.drain()
+    assert plain.view is not None
+    np.testing.assert_allclose([each[0] for each in seen], plain.view.replicas, rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose([each[1] for each in seen], plain.view.request, rtol=1e-9)
+    done = fast.outcomes(0)
+    np.testing.assert_allclose(done.finish_s, plain.finish_s, rtol=1e-9)
+    np.testing.assert_array_equal(done.cached_tokens, plain.cached_tokens)
+    np.testing.assert_array_equal(done.retries, plain.retries)
+    assert plain.retries.sum() > 5
