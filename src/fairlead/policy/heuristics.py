@@ -50,7 +50,7 @@ HEURISTICS: Mapping[str, int] = {
 }
 """Name -> code of the heuristics that read the view alone."""
 
-COUNTING = (RANDOM, ROUND_ROBIN, LOR, P2C, LEAST_PREFILL, WEIGHTED_LOR)
+COUNTING = (RANDOM, ROUND_ROBIN, LOR, P2C, LEAST_PREFILL, WEIGHTED_LOR, SESSION_STICKY)
 """Those that read nothing but counts of requests, their prompt tokens, and what is declared."""
 
 DESCRIPTIONS: Mapping[str, str] = {

@@ -122,9 +122,7 @@ def decode_leap(state: State, k: int, c: int, until: float) -> None:
     span = until - replica.clock
     if a > span:
         return
-    steps = _steps_until_blocks_run_out(state, k, limit)
-    if replica.caching and replica.waiting > 0 and n < replica.max_seqs and n < replica.token_budget:
-        steps = prefix_cache.steps_before_hit(state, k, c, steps)
+    steps = _steps_alike(state, k, c, limit)
     if span < 1e300:
         if g > 0.0:
             b = a - 0.5 * g
@@ -150,13 +148,24 @@ def decode_leap_to_event(state: State, k: int, c: int, until: float) -> float:
     replica = state.replicas[k]
     n = replica.running
     a, g, limit = decode_times(state, k, n, replica.kv_tokens + n, replica.next_finish - replica.tick)
-    steps = _steps_until_blocks_run_out(state, k, limit)
+    steps = _steps_alike(state, k, c, limit)
     end = replica.clock + steps * a + 0.5 * g * steps * (steps - 1.0)
     if end > until:
         replica.quiet_until = end
     elif steps > 0:
         _leap(state, k, c, steps, a, g)
     return float(end)
+
+
+@njit(inline=True)
+def _steps_alike(state: State, k: int, c: int, limit: int) -> int:
+    """The most decode iterations, up to `limit`, in which nothing but decoding can happen."""
+    replica = state.replicas[k]
+    n = replica.running
+    steps = _steps_until_blocks_run_out(state, k, limit)
+    if replica.caching and replica.waiting > 0 and n < replica.max_seqs and n < replica.token_budget:
+        steps = prefix_cache.steps_before_hit(state, k, c, steps)
+    return steps
 
 
 @njit(inline=True)
