@@ -68,8 +68,10 @@ class Ledger:
         self._free: list[int] = [3, 2, 1, 0]
 
     def warm(self) -> None:
-        """Compile before the first request comes."""
+        """Compile before the first request comes; while there are no backends yet."""
+        self.rows[:] = 1.0  # no capacity is zero
         self.write_view(np.zeros(1, np.int64), self._decided, 1.0, np.zeros((1, schema.NUM_REPLICA_COLUMNS)))
+        self.rows[:] = 0.0
 
     def add(
         self,
