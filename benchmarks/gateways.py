@@ -199,10 +199,10 @@ def measure(
         with running(command, log) as child:
             url = f"http://127.0.0.1:{port}"
             wait_until_it_serves(url, scenario.model, child, log)
-            before = cpu_seconds(child.pid)
+            before = cpu_seconds(child.pid), cpu_seconds(emulator.pid)
             live = uvloop.run(replay(url, requests, model=scenario.model, lengths="hint", speed=speed))
-            gateway_cpu_s = cpu_seconds(child.pid) - before
-            emulator_cpu_s = cpu_seconds(emulator.pid)
+            gateway_cpu_s = cpu_seconds(child.pid) - before[0]
+            emulator_cpu_s = cpu_seconds(emulator.pid) - before[1]
     return {
         "gateway": gateway,
         "policy": policy,

@@ -324,6 +324,47 @@ def test_metrics_are_those_of_the_engine(wire, endpoint, clock):
     assert found['vllm:e2e_request_latency_seconds_bucket{engine="0",model_name="tiny",le="+Inf"}'] == 12
 
 
+@pytest.fixture
+def caching(clock, lengths) -> Wire:
+    """A connection to a server with prefix caching and blocks of four tokens."""
+    spec = ReplicaSpec(ONE_SECOND, 100, 10, 4, 100, prefix_caching=True)
+    return Wire(Endpoint(Engine(0, spec, clock), "tiny", lengths), clock)
+
+
+def hits(wire: Wire) -> tuple[float, float]:
+    """Hits and queries of the prefix cache, tokens."""
+    wire.send("GET", "/metrics")
+    found = samples(wire.body.decode())
+    labels = '{engine="0",model_name="tiny"}'
+    return found[f"vllm:prefix_cache_hits_total{labels}"], found[f"vllm:prefix_cache_queries_total{labels}"]
+
+
+def test_the_next_turn_of_a_chat_finds_the_last_one_cached(caching, clock):
+    messages = [{"role": "user", "content": "one two three"}]
+    caching.ask("/v1/chat/completions", messages=messages, max_tokens=9, ignore_eos=True)
+    clock.run_until(clock.now() + 20)
+    messages.append(caching.json["choices"][0]["message"])
+    assert hits(caching) == (0, 6)
+    messages.append({"role": "user", "content": "four"})
+    caching.ask("/v1/chat/completions", messages=messages, max_tokens=1)
+    clock.run_until(clock.now() + 20)
+    # Six tokens of the first turn and eight computed ones of its answer: three full blocks.
+    assert hits(caching) == (12, 6 + 20)
+
+
+def test_replayed_blocks_count_instead_of_the_words(caching, clock):
+    for i, blocks in enumerate(([7, 8], [7, 8, 9])):
+        arguments = {"fairlead_output_tokens": 1, "fairlead_blocks": blocks}
+        prompt = [i] * (4 * len(blocks))
+        caching.ask("/v1/completions", prompt=prompt, max_tokens=50, vllm_xargs=arguments)
+        clock.run_until(clock.now() + 20)
+        assert caching.status == 200
+    assert hits(caching) == (8, 20)
+    wrong = {"fairlead_output_tokens": 1, "fairlead_blocks": [1]}
+    caching.ask("/v1/completions", prompt=[1] * 8, max_tokens=50, vllm_xargs=wrong)
+    assert caching.status == 400 and "2 full blocks" in caching.json["error"]["message"]
+
+
 def test_every_metric_has_a_type_and_help_and_histograms_add_up(wire):
     wire.send("GET", "/metrics")
     lines = wire.body.decode().splitlines()

@@ -9,6 +9,7 @@ from fairlead.emulate.engine import Engine, Job
 from fairlead.simulator.reference import ReplicaSpec, simulate
 from fairlead.simulator.schedulers import SchedulerOptions
 from fairlead.simulator.timing import Coefficients
+from fairlead.workload.content import Content, full_blocks
 from fairlead.workload.requests import Requests
 
 TIMING = Coefficients(1e-3, 8e-3, 8e-5, 0.0, 1e-5, 8e-8, 4e-9)
@@ -137,6 +138,29 @@ def test_a_slower_pace_stretches_the_iterations_that_start_from_then_on(clock):
     engine.pace = 3.0
     clock.run_until(math.inf)
     assert [when for when, _, _ in heard.events] == [1.0, 4.0, 7.0]
+
+
+def test_with_prefix_caching_too_the_times_are_those_of_the_simulator(clock):
+    spec = ReplicaSpec(TIMING, 512, 16, block_size=16, kv_blocks=120, prefix_caching=True)
+    random = np.random.default_rng(1)
+    bare = random_requests(60, rate=20.0)
+    blocks = full_blocks(bare.prompt_tokens, bare.output_tokens, 16)
+    # Three conversations: a request has the first blocks of one of them.
+    ids = [1000 * int(random.integers(3)) + np.arange(count) for count in blocks]
+    content = Content(np.concatenate(ids), np.concatenate([[0], np.cumsum(blocks)]), block_size=16)
+    requests = Requests(bare.arrival_s, bare.prompt_tokens, bare.output_tokens, content=content)
+    expected = simulate([spec], requests, [0] * len(requests))
+    engine = Engine(0, spec, clock)
+    jobs = []
+    for i in range(len(requests)):
+        clock.run_until(float(requests.arrival_s[i]))
+        lengths = int(requests.prompt_tokens[i]), int(requests.output_tokens[i])
+        jobs.append(engine.submit(*lengths, False, Heard(clock), tuple(ids[i].tolist())))
+    clock.run_until(math.inf)
+    assert [job.first_token_s for job in jobs] == expected.first_token_s.tolist()
+    assert [job.finish_s for job in jobs] == expected.finish_s.tolist()
+    assert 0 < engine.hit_tokens < engine.queried_tokens
+    assert engine.kv_usage == 0.0
 
 
 @pytest.mark.parametrize("name", ["vllm", "sarathi", "vllm_v0"])

@@ -5,12 +5,16 @@ from typing import Any
 
 import msgspec
 
-from fairlead.emulate.prompts import BadPrompt, chat_ids, count_chat, count_prompt, prompt_ids
+from fairlead.emulate.prompts import BadPrompt, block_contents, chat_ids, count_chat, count_prompt, prompt_ids
 
 OUTPUT_TOKENS_HEADER = b"x-fairlead-output-tokens"
 """How many tokens the answer has, for replayed workloads: unlike `max_tokens`, no router looks at it."""
 OUTPUT_TOKENS_ARGUMENT = "fairlead_output_tokens"
 """The same in the body's `vllm_xargs`, for gateways that drop headers that they do not know."""
+
+BLOCKS_ARGUMENT = "fairlead_blocks"
+"""In `vllm_xargs` too: what the full blocks of prompt and answer contain, an id for each. So a replayed
+conversation finds its answers cached, which the emulator does not write as the workload has them."""
 
 COMPLETION_MAX_TOKENS = 16
 """The limit on a completion that names none, by OpenAI's API and vLLM; a chat is limited by the context."""
@@ -48,15 +52,27 @@ class Ask:
     """Least tokens of output (`min_tokens`, or the limit with `ignore_eos`)."""
     output_tokens: int | None
     """As a replayed workload has it; None: as drawn."""
+    blocks: tuple[int, ...] | None
+    """As a replayed workload has them; None: as the words have it."""
     prompt: Any
     """The prompt or the messages, as they came."""
     stream: bool
     include_usage: bool
     continuous_usage: bool
 
-    def ids(self) -> list[int]:
-        """The ids of the prompt's tokens."""
-        return chat_ids(self.prompt) if self.chat else prompt_ids(self.prompt)
+    def contents(self, output_tokens: int, block_size: int) -> tuple[int, ...]:
+        """What the full blocks of the prompt and an answer of so many tokens contain.
+
+        Raises:
+            Refused: if the request tells it for another number of blocks.
+        """
+        if self.blocks is None:
+            ids = chat_ids(self.prompt) if self.chat else prompt_ids(self.prompt)
+            return block_contents(ids, output_tokens, block_size)
+        needed = (self.prompt_tokens + output_tokens - 1) // block_size
+        if len(self.blocks) != needed:
+            raise _bad(f"{BLOCKS_ARGUMENT} has {len(self.blocks)} ids for {needed} full blocks")
+        return self.blocks
 
 
 def read(body: bytes, *, chat: bool, model: str, max_model_len: int, header: bytes = b"") -> Ask:
@@ -111,6 +127,7 @@ def read(body: bytes, *, chat: bool, model: str, max_model_len: int, header: byt
         limit=limit,
         least=limit if fields.get("ignore_eos") else least,
         output_tokens=_replayed(fields, header),
+        blocks=_blocks(fields),
         prompt=fields["messages" if chat else "prompt"],
         stream=stream,
         include_usage=bool(options.get("include_usage")),
@@ -181,6 +198,16 @@ def _replayed(fields: dict[str, Any], header: bytes) -> int | None:
     if tokens < 1:
         raise _bad(f"{OUTPUT_TOKENS_ARGUMENT} must be a whole number, at least 1")
     return tokens
+
+
+def _blocks(fields: dict[str, Any]) -> tuple[int, ...] | None:
+    arguments = fields.get("vllm_xargs")
+    ids = arguments.get(BLOCKS_ARGUMENT) if isinstance(arguments, dict) else None
+    if ids is None:
+        return None
+    if not isinstance(ids, list) or not all(type(each) is int for each in ids):
+        raise _bad(f"{BLOCKS_ARGUMENT} must be a list of whole numbers")
+    return tuple(ids)
 
 
 def _whole(fields: dict[str, Any], name: str, least: int) -> int | None:

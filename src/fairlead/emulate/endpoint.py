@@ -257,6 +257,8 @@ class _Exchange:
         given = request.header(b"x-request-id").decode("latin-1")
         self._name = f"{'chatcmpl' if chat else 'cmpl'}-{given or os.urandom(8).hex()}"
         output_tokens = endpoint.output_tokens(ask)
+        spec = endpoint.engine.spec
+        contents = ask.contents(output_tokens, spec.block_size) if spec.prefix_caching else ()
         if ask.stream:
             self._events = Events(ask, self._name)
             framing = b"Connection: close\r\n" if request.old else b"Transfer-Encoding: chunked\r\n"
@@ -265,7 +267,7 @@ class _Exchange:
             request.connection.write(b"".join((status_line(200), _EVENT_STREAM, framing, origin, b"\r\n")))
         endpoint.load += 1
         self._job = endpoint.engine.submit(
-            ask.prompt_tokens, output_tokens, output_tokens == ask.limit, listener=self
+            ask.prompt_tokens, output_tokens, output_tokens == ask.limit, self, contents
         )
 
     def _deliver(self, count: int, done: bool) -> None:

@@ -84,6 +84,16 @@ class Engine:
         return self._replica.preemptions
 
     @property
+    def queried_tokens(self) -> int:
+        """Tokens looked up in the prefix cache."""
+        return self._replica.queried_tokens
+
+    @property
+    def hit_tokens(self) -> int:
+        """Tokens found in the prefix cache."""
+        return self._replica.hit_tokens
+
+    @property
     def pace(self) -> float:
         """Every iteration takes this many times as long as the model says."""
         return self._replica.pace
@@ -93,7 +103,14 @@ class Engine:
         self.catch_up()
         self._replica.pace = factor
 
-    def submit(self, prompt_tokens: int, output_tokens: int, limited: bool, listener: Listener) -> Job:
+    def submit(
+        self,
+        prompt_tokens: int,
+        output_tokens: int,
+        limited: bool,
+        listener: Listener,
+        contents: tuple[int, ...] = (),
+    ) -> Job:
         """A request arrives now; its tokens go to `listener`. It must fit into the KV cache.
 
         Args:
@@ -101,9 +118,11 @@ class Engine:
             output_tokens: how many it will emit, at least 1.
             limited: whether it ends there because of its limit, not by itself.
             listener: told of each token when it has been emitted.
+            contents: with prefix caching, an id for each full block of prompt and output.
         """
         now_s = self.catch_up()
         job = Job(self._submitted, now_s, prompt_tokens, output_tokens, listener=listener, limited=limited)
+        job.contents = contents
         self._submitted += 1
         self._replica.submit(job)
         self._arm()

@@ -33,8 +33,8 @@ def _lines(engine: Engine, labels: str) -> Iterator[str]:
         "kv_cache_usage_perc": (engine.kv_usage, "KV-cache usage. 1 means 100 percent usage."),
     }
     counters = {
-        "prefix_cache_queries": (0, "Prefix cache queries, in terms of number of queried tokens."),
-        "prefix_cache_hits": (0, "Prefix cache hits, in terms of number of cached tokens."),
+        "prefix_cache_queries": (engine.queried_tokens, "Prefix cache queries, in terms of number of queried tokens."),
+        "prefix_cache_hits": (engine.hit_tokens, "Prefix cache hits, in terms of number of cached tokens."),
         "num_preemptions": (engine.preemptions, "Cumulative number of preemption from the engine."),
         "prompt_tokens": (tally.prompt_tokens, "Number of prefill tokens processed."),
         "generation_tokens": (tally.generated_tokens, "Number of generation tokens processed."),
@@ -52,7 +52,7 @@ def _lines(engine: Engine, labels: str) -> Iterator[str]:
     yield _help("cache_config_info", "Information of the LLMEngine CacheConfig", "gauge")
     cache = {
         "block_size": spec.block_size,
-        "enable_prefix_caching": False,
+        "enable_prefix_caching": spec.prefix_caching,
         "kv_cache_size_tokens": spec.block_size * spec.kv_blocks,
         "num_gpu_blocks": spec.kv_blocks,
     }

@@ -33,7 +33,7 @@ _START_IN_S = 0.2
 
 Lengths = Literal["limit", "hint"]
 """How a server learns how long an answer is to be: `limit` by `max_tokens` and `ignore_eos`, which every vLLM
-obeys and every router sees; `hint` by an argument that only the emulator reads."""
+obeys and every router sees; `hint` by arguments that only the emulator reads."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +126,8 @@ async def replay(
         due_s = start_s + float(requests.arrival_s[i]) / speed
         while (wait_s := due_s - time.perf_counter()) > 0:
             await asyncio.sleep(wait_s)
-        message = head + _message(model, prompts.text(i), int(requests.output_tokens[i]), lengths)
+        blocks = prompts.blocks(i) if lengths == "hint" else None
+        message = head + _message(model, prompts.text(i), int(requests.output_tokens[i]), blocks, lengths)
         call = _Call(message, due_s, loop.create_future())
         call.timer = loop.call_later(timeout_s, call.fail, f"no complete answer after {timeout_s:g} s")
         calls.append(call)
@@ -160,13 +161,22 @@ class _Prompts:
         own = f"r{i}{self._words[: (tokens - 1) * (len(_WORD) + 1)]}"
         return f"{shared} {own}" if shared else own
 
+    def blocks(self, i: int) -> list[int] | None:
+        """What the full blocks of prompt and answer of request i contain, if the workload says."""
+        content = self._requests.content
+        if content is None:
+            return None
+        return [int(each) for each in content.ids[content.offsets[i] : content.offsets[i + 1]]]
+
     def _block(self, content: int, size: int) -> str:
         if content not in self._blocks:
             self._blocks[content] = " ".join(f"b{content}w{j}" for j in range(size))
         return self._blocks[content]
 
 
-def _message(model: str, prompt: str, output_tokens: int, lengths: Lengths) -> bytes:
+def _message(
+    model: str, prompt: str, output_tokens: int, blocks: list[int] | None, lengths: Lengths
+) -> bytes:
     fields: dict[str, object] = {
         "model": model,
         "prompt": prompt,
@@ -177,7 +187,10 @@ def _message(model: str, prompt: str, output_tokens: int, lengths: Lengths) -> b
         fields |= {"max_tokens": output_tokens, "ignore_eos": True}
     else:
         # The same limit for all: a completion that names none is limited to 16 tokens.
-        fields |= {"max_tokens": 65_536, "vllm_xargs": {"fairlead_output_tokens": output_tokens}}
+        hints: dict[str, object] = {"fairlead_output_tokens": output_tokens}
+        if blocks is not None:
+            hints["fairlead_blocks"] = blocks
+        fields |= {"max_tokens": 65_536, "vllm_xargs": hints}
     body = msgspec.json.encode(fields)
     return b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
 
