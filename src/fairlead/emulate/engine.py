@@ -121,8 +121,8 @@ class Engine:
             contents: with prefix caching, an id for each full block of prompt and output.
         """
         now_s = self.catch_up()
-        job = Job(self._submitted, now_s, prompt_tokens, output_tokens, listener=listener, limited=limited)
-        job.contents = contents
+        job = Job(self._submitted, now_s, prompt_tokens, output_tokens, contents=contents, listener=listener)
+        job.limited = limited
         self._submitted += 1
         self._replica.submit(job)
         self._arm()

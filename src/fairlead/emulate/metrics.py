@@ -33,8 +33,11 @@ def _lines(engine: Engine, labels: str) -> Iterator[str]:
         "kv_cache_usage_perc": (engine.kv_usage, "KV-cache usage. 1 means 100 percent usage."),
     }
     counters = {
-        "prefix_cache_queries": (engine.queried_tokens, "Prefix cache queries, in terms of number of queried tokens."),
-        "prefix_cache_hits": (engine.hit_tokens, "Prefix cache hits, in terms of number of cached tokens."),
+        "prefix_cache_queries": (
+            engine.queried_tokens,
+            "Prefix cache queries, in terms of tokens.",
+        ),
+        "prefix_cache_hits": (engine.hit_tokens, "Prefix cache hits, in terms of tokens."),
         "num_preemptions": (engine.preemptions, "Cumulative number of preemption from the engine."),
         "prompt_tokens": (tally.prompt_tokens, "Number of prefill tokens processed."),
         "generation_tokens": (tally.generated_tokens, "Number of generation tokens processed."),
