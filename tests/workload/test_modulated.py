@@ -107,6 +107,15 @@ def test_the_variance_of_two_states_is_that_of_the_cookbook(window_s: float):
     assert within(variances / (rate * window_s), expected)
 
 
+@pytest.mark.parametrize("window_s", [5.0, 50.0])
+def test_the_variance_of_a_day_is_that_of_its_sine(window_s: float):
+    """a sin(omega t + phase), over a window w, has variance (2 a / omega sin(omega w / 2))^2 / 2."""
+    rate, omega = 20.0, 2 * np.pi / DAY.period_s
+    swing = rate * DAY.amplitude * 2 / omega * np.sin(omega * window_s / 2)
+    variances = ((counts(DAY, rate, window_s) - rate * window_s) ** 2).mean(axis=1)
+    assert within(variances, rate * window_s + swing**2 / 2)
+
+
 def test_three_states_rule_for_their_shares_and_are_silent_where_the_rate_is_zero():
     """Long gaps come from the silent state only: they are as frequent as its visits."""
     rate = 1000.0
