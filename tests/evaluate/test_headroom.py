@@ -31,7 +31,13 @@ def step(verdict: str, relative: float) -> Step:
 
 
 def setting(heuristic: Step, lookahead: Step) -> Headroom:
-    metric = MetricHeadroom(metric="ttft_mean_s", round_robin=1, heuristic=heuristic, lookahead=lookahead)
+    metric = MetricHeadroom(
+        metric="ttft_mean_s",
+        round_robin=1,
+        heuristic=heuristic,
+        lookahead=lookahead,
+        true_lengths=step("better", -0.5),
+    )
     return Headroom(scenario="s", load=0.5, rate_rps=1, metrics=(metric,))
 
 
@@ -69,6 +75,7 @@ def test_a_setting_is_measured_step_by_step_and_then_kept(cache: Path) -> None:
         assert metric.heuristic.router in HEURISTICS
         assert metric.heuristic.relative <= 0, "round robin is itself among the heuristics"
         assert metric.lookahead.router == f"lookahead@{dial:g}"
+        assert metric.true_lengths.router == f"lookahead:true-lengths@{dial:g}"
     # Each value is that of a run of its own.
     runs = simulate(scenario, 0.7, find_router("round_robin"), [0, 1], 150)
     values = [summarise(run, 1, 1)["e2e_mean_s"] for run in runs]

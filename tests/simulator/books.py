@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from fairlead.simulator import engine
+from fairlead.simulator import engine, outage
 from fairlead.simulator.cluster import Clusters
 from fairlead.simulator.fleet import Fleet
 from fairlead.simulator.schedulers import SARATHI, VIDUR_V1, VLLM, VLLM_V0
+from fairlead.simulator.state import NONE
 from fairlead.workload.requests import Requests
 
 
@@ -32,11 +33,16 @@ class Books:
         """Tokens in the KV cache, of the requests in a slot."""
         self.emitted: dict[int, int] = {}
         self.wanted: dict[int, int] = {}
-        """Tokens of each request in the batch under way."""
+        """Tokens of each request in the last batch."""
+        self.in_batch = False
+        """Whether that is still under way."""
+        self.turn: dict[int, int] = {}
+        """When each request was sent here: the number of the decision."""
         self.order: list[int] = []
         """Requests in the order of their first admission."""
-        self.preempted: dict[int, int] = {}
-        """How often each request was."""
+        self.seen: dict[int, int] = {}
+        """Preemptions of each request in a slot when the last batch was formed."""
+        self.preemptions = 0
         self.began = 0.0
         """When the iteration under way began."""
         self.processed = self.lost = self.iterations = 0
@@ -59,14 +65,16 @@ class Books:
 
     def formed(self) -> None:
         """A batch has just been formed."""
+        self.in_batch = True
         row = self.row
         slots = self.slots()
         inside = [int(slot.request) for slot in slots]
         # Sarathi may preempt a request and admit it again for the same batch: only its counter tells.
-        lost = [i for i in self.computed if self.requests[i].preemptions > self.preempted.get(i, 0)]
+        lost = [i for i in self.computed if self.requests[i].preemptions > self.seen[i]]
         for i in lost:
             self.lost += self.computed.pop(i)
-            self.preempted[i] = self.preempted.get(i, 0) + 1
+            self.preemptions += 1
+        self.seen = {i: int(self.requests[i].preemptions) for i in inside}
         assert set(self.computed) <= set(inside), "only a preemption takes a request off the batch"
         admitted = [i for i in inside if i not in self.computed]
         decoding = row.running - row.prefilling
@@ -86,7 +94,7 @@ class Books:
         self._check_limits(decoding)
         self._check_blocks(slots, decoding)
         self._check_queue(inside, admitted, preempted=bool(lost))
-        assert row.preemptions == sum(self.preempted.values())
+        assert row.preemptions == self.preemptions
         tokens = sum(self.wanted.values())
         assert tokens > 0, "an iteration without work"
         self.processed += tokens
@@ -133,11 +141,12 @@ class Books:
         """Each request is in one place; first come, first served; nobody waits who could run."""
         waiting = self.waiting()
         self.order += [i for i in admitted if i not in self.order]
-        assert self.order == sorted(self.order), "first admissions in order of arrival"
+        assert self.order == sorted(self.order, key=self.turn.__getitem__), "first come, first served"
         new = [i for i in waiting if i not in self.order]
         again = waiting[: len(waiting) - len(new)]
-        assert new == sorted(new) == waiting[len(again) :], "the preempted stand before all others"
-        assert not self.order or not new or new[0] > self.order[-1]
+        in_turn = sorted(new, key=self.turn.__getitem__)
+        assert new == in_turn == waiting[len(again) :], "the preempted stand before all others"
+        assert not self.order or not new or self.turn[new[0]] > self.turn[self.order[-1]]
         assert len({*inside, *waiting}) == len(inside) + len(waiting)
         assert sorted([*inside, *waiting]) == self.in_flight()
         for i in admitted:
@@ -169,6 +178,7 @@ class Books:
 
     def ended(self) -> None:
         """The batch has ended; its tokens are there."""
+        self.in_batch = False
         now = self.row.clock
         inside = {int(slot.request) for slot in self.slots()}
         for i, tokens in self.wanted.items():
@@ -196,8 +206,9 @@ class Books:
         own = self.state.ledgers[self.k]
         assert sum(own["in_flight"]) == len(flying)
         assert sum(own["awaiting"]) == len(silent)
-        assert sum(own["pending_tokens"]) == sum(int(self.requests[i].prompt) for i in silent)
-        assert sum(own["context_tokens"]) == sum(self.known(i) for i in flying if i not in silent)
+        assert sum(own["pending_tokens"]) == sum(int(self.requests[i].estimate) for i in silent)
+        streaming = [int(self.requests[i].estimate) + self.emitted[i] for i in flying if i not in silent]
+        assert sum(own["context_tokens"]) == sum(streaming), "what the routers take for the context"
         decoding = self.slots()[: row.running - row.prefilling]
         in_kv = [self.computed[int(slot.request)] for slot in decoding]
         assert row.kv_tokens == sum(in_kv)
@@ -209,6 +220,22 @@ class Books:
         if row.scheduler == VLLM:
             held = sum(blocks_of(tokens, size) for tokens in self.computed.values())
             assert held + row.free_blocks == row.kv_blocks
+
+    def died(self) -> None:
+        """The replica has just died: nothing of it is left, and its requests begin anew elsewhere."""
+        row = self.row
+        assert row.running == row.waiting == row.kv_tokens == 0 and not row.busy
+        assert row.free_blocks == row.kv_blocks
+        under_way = sum(self.wanted.values()) if self.in_batch else 0
+        self.lost += sum(self.computed.values()) + under_way
+        self.computed, self.wanted, self.in_batch = {}, {}, False
+        gone = [i for i in self.turn if self.requests[i].replica != self.k]
+        for i in gone:
+            assert np.isnan(self.requests[i].first_token) and self.requests[i].retries > 0
+            self.emitted.pop(i, None)
+            del self.turn[i]
+        self.order = [i for i in self.order if i not in gone]
+        self._check_counters()
 
     def step_to(self, until: float) -> None:
         """All iterations that end by `until`, one at a time, and the batch that is under way then."""
@@ -242,17 +269,42 @@ class Books:
         assert (self.state.phases[self.k] == 0).all()
 
 
-def keep_books(fleet: Fleet, requests: Requests, choices: np.ndarray) -> tuple[Clusters, list[Books]]:
-    """One cluster served to the end under `choices` (N,), every iteration of every replica checked."""
+def keep_books(fleet: Fleet, requests: Requests, choose: np.random.Generator) -> tuple[Clusters, list[Books]]:
+    """One cluster served to the end, by available replicas at random, every iteration of each checked."""
     clusters = Clusters([fleet], [requests])
+    state, cluster = clusters.state, clusters.state.clusters[0]
     books = [Books(clusters, k) for k in range(clusters.R)]
-    for i, arrival in enumerate(requests.arrival_s):
+    turn = 0
+    while True:
+        event, due = state.events[0, cluster.next_event], _next_decision(clusters)
+        at = min(float(event.time), due)
         for each in books:
-            each.step_to(float(arrival))
+            each.step_to(at)
+        if event.time < math.inf and event.time <= due:
+            was_there = state.replicas["available"].copy()
+            outage.change(state, 0, clusters.R)
+            for each in books:
+                if was_there[each.k] and not each.row.available:
+                    each.died()
+            continue
         clusters.observe()
-        clusters.route(choices[i : i + 1])
+        if clusters.done:
+            break
+        i, there = int(cluster.at_hand), np.flatnonzero(state.replicas["available"])
+        to = choose.choice(there, 1)
+        clusters.route(to)
+        books[int(to[0])].turn[i] = turn
+        turn += 1
     for each in books:
-        each.step_to(math.inf)
         each.settled()
     clusters.drain()
     return clusters, books
+
+
+def _next_decision(clusters: Clusters) -> float:
+    """When the next request is sent to a replica, if nothing fails before; infinite if there is none."""
+    cluster, requests = clusters.state.clusters[0], clusters.state.requests[0]
+    i = cluster.retry_head if cluster.retry_head != NONE else cluster.next_request
+    if i >= clusters.N or cluster.available == 0:
+        return math.inf
+    return max(float(cluster.now), float(requests[i].arrival))

@@ -29,6 +29,30 @@ def test_clusters_do_not_disturb_each_other() -> None:
         np.testing.assert_array_equal(alone.outcomes(0).finish_s, together.outcomes(seed).finish_s)
 
 
+def test_clusters_behind_one_and_several_routers_run_side_by_side() -> None:
+    """One policy is trained on both; the ledgers of routers that are not there change nothing."""
+    scenarios = [load_scenario(name) for name in ("chat-equal", "chat-routers", "chat-stale")]
+    fleets = [build_fleet(each) for each in scenarios]
+    asked = [generate(each, requests=300, rate=15.0, seed=1, split="evaluate") for each in scenarios]
+    choices = np.random.default_rng(0).integers(0, 4, (300, 3))
+
+    def views(clusters: Clusters, columns: slice) -> np.ndarray:
+        seen = []
+        for turn in choices[:, columns]:
+            view = clusters.observe()
+            seen.append(np.concatenate([view.replicas.reshape(clusters.K, -1), view.request], axis=1))
+            clusters.route(turn)
+        clusters.drain()
+        return np.stack(seen, axis=1)
+
+    together = Clusters(fleets, asked)
+    seen = views(together, slice(0, 3))
+    for c in range(3):
+        alone = Clusters([fleets[c]], [asked[c]])
+        np.testing.assert_array_equal(views(alone, slice(c, c + 1))[0], seen[c])
+        np.testing.assert_array_equal(alone.outcomes(0).finish_s, together.outcomes(c).finish_s)
+
+
 def test_the_same_seed_gives_the_same_run_and_loading_starts_anew() -> None:
     clusters = Clusters([build_fleet(SCENARIO)], [wanted(0)])
     finishes = []

@@ -19,6 +19,7 @@ from fairlead.simulator.hardware import device, model
 from fairlead.simulator.outcomes import Outcomes
 from fairlead.simulator.schedulers import SchedulerOptions
 from fairlead.simulator.timing import analytic
+from fairlead.workload.faults import Outage, Slowdown, plan
 from fairlead.workload.requests import Requests
 
 A100 = analytic(model("llama-3-8b"), device("a100-80g"))
@@ -49,24 +50,35 @@ def cluster(
     )
 
 
-def workload(seed: int, count: int, rate: float, longest: int) -> tuple[Requests, np.ndarray]:
+def workload(seed: int, count: int, rate: float, longest: int, *, faults: bool) -> Requests:
     draw = np.random.default_rng(seed)
     # Some come at the same instant.
-    gaps = draw.exponential(1 / rate, count) * (draw.random(count) < 0.9)
-    requests = Requests(
-        np.cumsum(gaps),
+    times = np.cumsum(draw.exponential(1 / rate, count) * (draw.random(count) < 0.9))
+    prompts = draw.integers(1, longest, count)
+    return Requests(
+        times,
+        prompts,
         draw.integers(1, longest, count),
-        draw.integers(1, longest, count),
-        draw.integers(0, 2, count),
+        router=draw.integers(0, 2, count),
+        estimate=draw.integers(1, longest, count),
+        faults=plan(FAULTS, 2, float(times[-1]), seed, "train") if faults else None,
     )
-    return requests, draw.integers(0, 2, count)
 
 
-def in_one_go(fleet: Fleet, requests: Requests, choices: np.ndarray) -> Outcomes:
+FAULTS = (
+    Outage(kind="outage", replica="any", start_s=0.3, duration_s=0.5, every_s=1.1),
+    Slowdown(kind="slowdown", replica="any", factor=3, start_s=0.1, duration_s=0.4, every_s=0.7),
+)
+"""One of two replicas dies, again and again; sometimes the one that is left is slow."""
+
+
+def in_one_go(fleet: Fleet, requests: Requests, choose: np.random.Generator) -> Outcomes:
     clusters = Clusters([fleet], [requests])
-    for i in range(len(requests)):
+    while True:
         clusters.observe()
-        clusters.route(choices[i : i + 1])
+        if clusters.done:
+            break
+        clusters.route(choose.choice(np.flatnonzero(clusters.state.replicas["available"]), 1))
     clusters.drain()
     return clusters.outcomes(0)
 
@@ -81,6 +93,7 @@ def in_one_go(fleet: Fleet, requests: Requests, choices: np.ndarray) -> Outcomes
     seqs=st.integers(1, 12),
     budget=st.integers(1, 100),
     block_size=st.sampled_from([1, 4, 16]),
+    faults=st.booleans(),
 )
 def test_every_iteration_obeys_the_laws_and_leaps_change_nothing(
     scheduler: SchedulerOptions,
@@ -91,14 +104,16 @@ def test_every_iteration_obeys_the_laws_and_leaps_change_nothing(
     seqs: int,
     budget: int,
     block_size: int,
+    faults: bool,
 ) -> None:
     fleet = cluster(scheduler, longest=longest, spare=spare, seqs=seqs, budget=budget, block_size=block_size)
-    requests, choices = workload(seed, 25, rate, longest)
-    clusters, _ = keep_books(fleet, requests, choices)
-    stepped, leapt = clusters.outcomes(0), in_one_go(fleet, requests, choices)
+    requests = workload(seed, 25, rate, longest, faults=faults)
+    clusters, _ = keep_books(fleet, requests, np.random.default_rng(seed))
+    stepped, leapt = clusters.outcomes(0), in_one_go(fleet, requests, np.random.default_rng(seed))
     for name in ("scheduled_s", "first_token_s", "finish_s"):
         np.testing.assert_allclose(getattr(stepped, name), getattr(leapt, name), rtol=1e-9)
-    np.testing.assert_array_equal(stepped.preemptions, leapt.preemptions)
+    for name in ("preemptions", "retries", "replica"):
+        np.testing.assert_array_equal(getattr(stepped, name), getattr(leapt, name))
     assert_causal(leapt)
     assert_littles_law(leapt)
 
@@ -106,11 +121,19 @@ def test_every_iteration_obeys_the_laws_and_leaps_change_nothing(
 @pytest.mark.parametrize("scheduler", SCHEDULERS, ids=lambda each: each.name)
 def test_the_laws_hold_when_memory_is_so_short_that_work_is_lost(scheduler: SchedulerOptions) -> None:
     fleet = cluster(scheduler, longest=80, spare=6, seqs=16, budget=64, block_size=4)
-    requests, choices = workload(5, 60, 30.0, 80)
-    _, books = keep_books(fleet, requests, choices)
-    assert sum(sum(each.preempted.values()) for each in books) > 10
+    requests = workload(5, 60, 30.0, 80, faults=False)
+    _, books = keep_books(fleet, requests, np.random.default_rng(5))
+    assert sum(each.preemptions for each in books) > 10
     assert sum(each.lost for each in books) > 100
     assert sum(each.iterations for each in books) > 200
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS, ids=lambda each: each.name)
+def test_the_laws_hold_when_replicas_die_under_load(scheduler: SchedulerOptions) -> None:
+    fleet = cluster(scheduler, longest=60, spare=20, seqs=16, budget=64, block_size=4)
+    requests = workload(6, 60, 15.0, 60, faults=True)
+    clusters, _ = keep_books(fleet, requests, np.random.default_rng(6))
+    assert clusters.outcomes(0).retried.sum() > 5
 
 
 def assert_causal(outcomes: Outcomes) -> None:

@@ -49,7 +49,7 @@ def command(
     A scenario is a cluster (model, replicas, hardware), its traffic (arrivals, lengths) and the loads to try.
     Copy one to a YAML file, change it, and give that file wherever a scenario is asked for. Headroom is what
     routing can change at all: how far the best heuristic is from round robin, and lookahead from the best
-    heuristic.
+    heuristic, and what knowing the lengths of all answers in advance would add, which no router can reach.
     """
     if suite is not None:
         if name is not None:
@@ -135,7 +135,17 @@ def _suite(name: str, seeds: list[int], requests: int, json: bool) -> None:
             }
         )
         return
-    header = ("load", "req/s", "metric", "round robin", "best heuristic", "%", "lookahead", "%")
+    header = (
+        "load",
+        "req/s",
+        "metric",
+        "round robin",
+        "best heuristic",
+        "%",
+        "lookahead",
+        "%",
+        "lengths known, %",
+    )
     for scenario in scenarios:
         rate, teaches = rates[scenario.name], suite.scenarios[scenario.name]
         typer.echo(f"{scenario.name}, capacity {rate:.3g} requests/s. {teaches}\n")
@@ -147,7 +157,8 @@ def _suite(name: str, seeds: list[int], requests: int, json: bool) -> None:
                 typer.echo(f"Load {each.load:g} {each.in_words}.\n")
     typer.echo(
         f"Times in seconds. In %: the difference to the router before it, with its 95 % interval over "
-        f"{len(seeds)} paired seeds of {requests} requests; negative is better. {SPLIT_WORDS}"
+        f"{len(seeds)} paired seeds of {requests} requests; negative is better. Lengths known: the same for "
+        f"lookahead that is told how long every answer will be, which no router can reach. {SPLIT_WORDS}"
     )
 
 
@@ -167,6 +178,7 @@ def _headroom_rows(found: "Headroom") -> list[list[str]]:
                 _step(heuristic),
                 f"{number(m.metric, lookahead.value)} {lookahead.router.removeprefix('lookahead')}",
                 _step(lookahead),
+                _step(m.true_lengths),
             ]
         )
         place = ["", ""]

@@ -1,9 +1,10 @@
 """Headroom: how much routing can change at all, per scenario and load, before anybody trains on it.
 
-Two steps, each a paired difference over seeds: from round robin to the best heuristic, and from there to
-`lookahead`, which knows what a router may know and simulates each choice, at the dial that suits the metric.
-Where neither step is worth anything, the setting has no headroom: any router will do, and training there
-teaches nothing.
+Three steps, each a paired difference over seeds: from round robin to the best heuristic; from there to
+`lookahead`, which knows what a router may know and simulates each choice, at the dial that suits the
+metric; and from there to lookahead that is told the true lengths of all requests, which no router can
+reach. Where neither of the first two steps is worth anything, the setting has no headroom: any router will
+do, and training there teaches nothing.
 """
 
 import hashlib
@@ -75,6 +76,8 @@ class MetricHeadroom(Record):
     """The best heuristic, against round robin. Chosen on the same seeds, so a little flattered."""
     lookahead: Step
     """Lookahead at the metric's dial, against the best heuristic."""
+    true_lengths: Step
+    """Lookahead told the true lengths of all requests, against lookahead. No router can reach it."""
 
 
 class Headroom(Record):
@@ -117,14 +120,16 @@ def measure(scenario: Scenario, load: float, seeds: Sequence[int], requests: int
     metrics = []
     for metric, dial in DIALS.items():
         best = min(found, key=lambda name: float(np.log(found[name][metric]).mean()))
-        name = f"lookahead@{dial:g}"
-        looking = _values(scenario, load, name, seeds, requests)
+        ahead, told = f"lookahead@{dial:g}", f"lookahead:true-lengths@{dial:g}"
+        looking = _values(scenario, load, ahead, seeds, requests)[metric]
+        knowing = _values(scenario, load, told, seeds, requests)[metric]
         metrics.append(
             MetricHeadroom(
                 metric=metric,
                 round_robin=float(found["round_robin"][metric].mean()),
                 heuristic=_step(best, found[best][metric], found["round_robin"][metric]),
-                lookahead=_step(name, looking[metric], found[best][metric]),
+                lookahead=_step(ahead, looking, found[best][metric]),
+                true_lengths=_step(told, knowing, looking),
             )
         )
     rate = load * capacity_rps(scenario)

@@ -55,14 +55,14 @@ class Clusters:
                 f"there are {len(fleets)} fleets and {len(requests)} request lists: give one per group"
             )
         self.R = fleets[0].num_replicas
-        self.M = fleets[0].routers
+        self._routers = [f.routers for f in fleets]
+        # A cluster behind fewer routers leaves the other ledgers empty.
+        self.M = max(self._routers)
         self.N = len(requests[0])
         self.K = len(fleets) * group
         self.group = group
         if any(f.num_replicas != self.R for f in fleets) or any(len(q) != self.N for q in requests):
             raise FairleadError("clusters that run together need the same number of replicas and of requests")
-        if any(f.routers != self.M for f in fleets):
-            raise FairleadError("clusters that run together need the same number of routers")
         slots = max(f.max_num_seqs for f in fleets)
         block = max(f.block_size for f in fleets)
         # One copy of each table, however many replicas use it.
@@ -113,7 +113,7 @@ class Clusters:
         for g, arrivals in enumerate(requests):
             rows = slice(g * width, (g + 1) * width)
             _check_fits(arrivals, int(capacity[g * width]))
-            _check_routers(arrivals, self.M)
+            _check_routers(arrivals, self._routers[g])
             self._check_tables(g, arrivals)
             state.requests["arrival"][rows] = arrivals.arrival_s
             state.requests["prompt"][rows] = arrivals.prompt_tokens
