@@ -45,7 +45,7 @@ class Books:
         self.preemptions = 0
         self.began = 0.0
         """When the iteration under way began."""
-        self.processed = self.lost = self.iterations = 0
+        self.processed = self.lost = self.found = self.iterations = 0
 
     def known(self, i: int) -> int:
         """Tokens of request `i` that can be computed: its prompt and what it has emitted."""
@@ -80,7 +80,9 @@ class Books:
         decoding = row.running - row.prefilling
         self.wanted = {}
         for j, (i, slot) in enumerate(zip(inside, slots, strict=True)):
-            computed = self.computed.setdefault(i, 0)
+            if i not in self.computed:
+                self.computed[i] = self._hit(i)
+            computed = self.computed[i]
             if j < decoding:
                 assert slot.left == 0
                 # A decoding request has computed all it knows but the token it emitted last.
@@ -100,6 +102,15 @@ class Books:
         self.processed += tokens
         self.iterations += 1
         assert row.duration > 0
+
+    def _hit(self, i: int) -> int:
+        """Tokens that request `i` found cached when it was admitted: full blocks, never its last token."""
+        if not self.row.caching:
+            return 0
+        hit = int(self.requests[i].hit)
+        assert hit % self.row.block_size == 0 and 0 <= hit < self.known(i)
+        self.found += hit
+        return hit
 
     def _check_limits(self, decoding: int) -> None:
         row = self.row
@@ -124,6 +135,9 @@ class Books:
     def _check_blocks(self, slots: list[Any], decoding: int) -> None:
         """Blocks held, by the rule of the scheduler, and free ones add up to all of them."""
         row = self.row
+        if row.caching:
+            self._check_pool(slots)
+            return
         held = 0
         for j, slot in enumerate(slots):
             i = int(slot.request)
@@ -136,6 +150,24 @@ class Books:
                 held += blocks_of(tokens, row.block_size)
         assert row.free_blocks >= 0
         assert held + row.free_blocks == row.kv_blocks
+
+    def _check_pool(self, slots: list[Any]) -> None:
+        """Blocks are shared by those whose content is the same up to there; the pool counts every holder."""
+        row, holders = self.row, {}
+        contents: dict[int, int] = {}
+        for slot in slots:
+            i = int(slot.request)
+            computed = self.computed[i]
+            for place in range(blocks_of(computed + self.wanted.get(i, 0), row.block_size)):
+                block = int(self.state.block_tables[self.k, slot.row, place])
+                holders[block] = holders.get(block, 0) + 1
+                if (place + 1) * row.block_size <= computed:
+                    content = int(self.state.contents[self.requests[i].content + place])
+                    assert contents.setdefault(block, content) == content
+        for block, count in holders.items():
+            assert self.state.blocks[self.k, block].refs == count
+        assert row.free_blocks >= 0
+        assert len(holders) + row.free_blocks == row.kv_blocks
 
     def _check_queue(self, inside: list[int], admitted: list[int], preempted: bool) -> None:
         """Each request is in one place; first come, first served; nobody waits who could run."""
@@ -174,6 +206,8 @@ class Books:
             return True
         if row.scheduler in (SARATHI, VLLM_V0):
             return bool(row.free_blocks - blocks_of(known, row.block_size) < row.watermark)
+        if row.caching:
+            return True  # What it would hit is the pool's business: see test_prefix_cache.py.
         return bool(blocks_of(min(known, row.token_budget - tokens), row.block_size) > row.free_blocks)
 
     def ended(self) -> None:
@@ -206,7 +240,9 @@ class Books:
         own = self.state.ledgers[self.k]
         assert sum(own["in_flight"]) == len(flying)
         assert sum(own["awaiting"]) == len(silent)
-        assert sum(own["pending_tokens"]) == sum(int(self.requests[i].estimate) for i in silent)
+        assert sum(own["pending_tokens"]) == sum(
+            int(self.requests[i].estimate) - int(self.requests[i].expected_hit) for i in silent
+        )
         streaming = [int(self.requests[i].estimate) + self.emitted[i] for i in flying if i not in silent]
         assert sum(own["context_tokens"]) == sum(streaming), "what the routers take for the context"
         decoding = self.slots()[: row.running - row.prefilling]
@@ -217,7 +253,7 @@ class Books:
         for tokens in in_kv:
             phases[(tokens - row.tick) % size] += 1
         assert phases == list(self.state.phases[self.k][:size])
-        if row.scheduler == VLLM:
+        if row.scheduler == VLLM and not row.caching:
             held = sum(blocks_of(tokens, size) for tokens in self.computed.values())
             assert held + row.free_blocks == row.kv_blocks
 
@@ -262,7 +298,9 @@ class Books:
         outputs = {i: int(self.requests[i].output) for i in here}
         assert {i: self.emitted.get(i) for i in here} == outputs
         least = sum(int(self.requests[i].prompt) + outputs[i] - 1 for i in here)
-        assert self.processed == least + self.lost, "work done = work needed + work lost to preemptions"
+        assert self.processed + self.found == least + self.lost, (
+            "work done + work found in the cache = work needed + work lost to preemptions and failures"
+        )
         row = self.row
         assert row.free_blocks == row.kv_blocks
         assert row.running == row.waiting == row.kv_tokens == 0

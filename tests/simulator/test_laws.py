@@ -5,6 +5,7 @@ causality. The twin's own log obeys the same laws in test_reference_laws.py.
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from fairlead.simulator.hardware import device, model
 from fairlead.simulator.outcomes import Outcomes
 from fairlead.simulator.schedulers import SchedulerOptions
 from fairlead.simulator.timing import analytic
+from fairlead.workload.content import Content, full_blocks
 from fairlead.workload.faults import Outage, Slowdown, plan
 from fairlead.workload.requests import Requests
 
@@ -35,7 +37,14 @@ SCHEDULERS = [
 
 
 def cluster(
-    scheduler: SchedulerOptions, *, longest: int, spare: int, seqs: int, budget: int, block_size: int
+    scheduler: SchedulerOptions,
+    *,
+    longest: int,
+    spare: int,
+    seqs: int,
+    budget: int,
+    block_size: int,
+    caching: bool = False,
 ) -> Fleet:
     """Two replicas of different speed whose memory is short: `spare` blocks beyond the longest request."""
     least = math.ceil(-(-2 * longest // block_size) * 1.12) + 1
@@ -47,6 +56,7 @@ def cluster(
         block_size=block_size,
         routers=2,
         scheduler=scheduler,
+        prefix_caching=caching,
     )
 
 
@@ -134,6 +144,53 @@ def test_the_laws_hold_when_replicas_die_under_load(scheduler: SchedulerOptions)
     requests = workload(6, 60, 15.0, 60, faults=True)
     clusters, _ = keep_books(fleet, requests, np.random.default_rng(6))
     assert clusters.outcomes(0).retried.sum() > 5
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    rate=st.floats(1.0, 60.0),
+    longest=st.integers(8, 60),
+    spare=st.integers(0, 40),
+    seqs=st.integers(1, 12),
+    block_size=st.sampled_from([1, 4, 16]),
+    faults=st.booleans(),
+)
+def test_every_iteration_obeys_the_laws_with_prefix_caching(
+    seed: int, rate: float, longest: int, spare: int, seqs: int, block_size: int, faults: bool
+) -> None:
+    fleet = cluster(
+        SCHEDULERS[0], longest=longest, spare=spare, seqs=seqs, budget=48, block_size=block_size, caching=True
+    )
+    requests = with_shared_prefixes(
+        workload(seed, 25, rate, longest, faults=faults), block_size, np.random.default_rng(seed)
+    )
+    clusters, _ = keep_books(fleet, requests, np.random.default_rng(seed))
+    stepped, leapt = clusters.outcomes(0), in_one_go(fleet, requests, np.random.default_rng(seed))
+    for name in ("scheduled_s", "first_token_s", "finish_s"):
+        np.testing.assert_allclose(getattr(stepped, name), getattr(leapt, name), rtol=1e-9)
+    np.testing.assert_array_equal(stepped.cached_tokens, leapt.cached_tokens)
+    assert_causal(leapt)
+
+
+def test_the_laws_hold_where_much_is_found_in_the_cache() -> None:
+    fleet = cluster(SCHEDULERS[0], longest=60, spare=60, seqs=12, budget=48, block_size=4, caching=True)
+    requests = with_shared_prefixes(workload(3, 60, 20.0, 60, faults=False), 4, np.random.default_rng(3))
+    _, books = keep_books(fleet, requests, np.random.default_rng(3))
+    assert sum(each.found for each in books) > 200
+
+
+def with_shared_prefixes(requests: Requests, block_size: int, draw: np.random.Generator) -> Requests:
+    """The same requests, most of which begin like one of three others."""
+    counts = full_blocks(requests.prompt_tokens, requests.output_tokens, block_size)
+    own = iter(range(10_000, 1_000_000))
+    ids: list[int] = []
+    for count in counts:
+        family, common = int(draw.integers(3)), int(draw.integers(0, count + 1))
+        ids += [1000 * family + place for place in range(common)]
+        ids += [next(own) for _ in range(int(count) - common)]
+    content = Content(np.array(ids, np.int64), np.concatenate([[0], np.cumsum(counts)]), block_size)
+    return replace(requests, content=content)
 
 
 def assert_causal(outcomes: Outcomes) -> None:
