@@ -86,7 +86,7 @@ class InstantBackend(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Answer."""
-        if b'"stream": true' in self.body:
+        if b'"stream":true' in self.body.replace(b" ", b""):
             kind = b"text/event-stream"
             self.transport.write(_HEAD % (kind, b"transfer-encoding: chunked"))
             self._send(0)

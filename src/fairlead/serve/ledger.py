@@ -6,7 +6,7 @@ event by event; what depends on the time is computed when a decision is due.
 """
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +55,9 @@ class Ledger:
         """Empty, at time `now` (s, monotonic)."""
         self.rows = np.zeros((4, schema.NUM_REPLICA_COLUMNS))
         """(capacity, replica columns): a row per backend, at the index that `add` gave."""
+        self._cells: Any = (
+            self.rows.data
+        )  # the same memory; single numbers are read and written faster through it
         self.scraped_at = np.full(4, -math.inf)
         """(capacity,): when each backend was last scraped, s."""
         self.requests = np.zeros((64, 5))
@@ -86,6 +89,7 @@ class Ledger:
         if not self._free:
             size = len(self.rows)
             self.rows = np.concatenate([self.rows, np.zeros_like(self.rows)])
+            self._cells = self.rows.data
             self.scraped_at = np.concatenate([self.scraped_at, np.full(size, -math.inf)])
             self._iteration += [0.0] * size
             self._free = list(range(2 * size - 1, size - 1, -1))
@@ -117,33 +121,37 @@ class Ledger:
         entry = Entry(row, slot, prompt, arrived, kind)
         self.entries.append(entry)
         self.requests[slot] = (row, arrived, prompt, 0.0, kind)
-        columns = self.rows[row]
-        columns[schema.IN_FLIGHT] += 1.0
-        columns[schema.AWAITING_FIRST_TOKEN] += 1.0
-        columns[schema.PENDING_PREFILL_TOKENS] += prompt
+        cells = self._cells
+        cells[row, schema.IN_FLIGHT] += 1.0
+        cells[row, schema.AWAITING_FIRST_TOKEN] += 1.0
+        cells[row, schema.PENDING_PREFILL_TOKENS] += prompt
         return entry
 
     def streamed(self, entry: Entry, tokens: int, now: float) -> None:
         """`tokens` more tokens of a streamed answer have come."""
         if tokens <= 0:
             return
-        columns = self.rows[entry.row]
+        cells, row = self._cells, entry.row
         if entry.streamed == 0:
-            columns[schema.AWAITING_FIRST_TOKEN] -= 1.0
-            columns[schema.PENDING_PREFILL_TOKENS] -= entry.prompt
-            columns[schema.CONTEXT_TOKENS] += entry.prompt + tokens
+            cells[row, schema.AWAITING_FIRST_TOKEN] -= 1.0
+            cells[row, schema.PENDING_PREFILL_TOKENS] -= entry.prompt
+            cells[row, schema.CONTEXT_TOKENS] += entry.prompt + tokens
             ttft = now - entry.arrived
-            average = columns[schema.TTFT_EWMA_S]
-            columns[schema.TTFT_EWMA_S] = ttft if average == 0.0 else average + TTFT_WEIGHT * (ttft - average)
+            average = cells[row, schema.TTFT_EWMA_S]
+            cells[row, schema.TTFT_EWMA_S] = (
+                ttft if average == 0.0 else average + TTFT_WEIGHT * (ttft - average)
+            )
         else:
-            columns[schema.CONTEXT_TOKENS] += tokens
+            cells[row, schema.CONTEXT_TOKENS] += tokens
             # Each stream shows the iterations of its replica. One that has shown the current iteration
             # already begins a new one: so an iteration counts once, however many requests are in the batch.
-            if entry.last >= self._iteration[entry.row]:
-                self._iteration[entry.row] = now
+            if entry.last >= self._iteration[row]:
+                self._iteration[row] = now
                 gap = (now - entry.last) / tokens
-                average = columns[schema.ITL_EWMA_S]
-                columns[schema.ITL_EWMA_S] = gap if average == 0.0 else average + ITL_WEIGHT * (gap - average)
+                average = cells[row, schema.ITL_EWMA_S]
+                cells[row, schema.ITL_EWMA_S] = (
+                    gap if average == 0.0 else average + ITL_WEIGHT * (gap - average)
+                )
         entry.last = now
         entry.streamed += tokens
         self.requests[entry.slot, STREAMED] = entry.streamed
@@ -157,13 +165,13 @@ class Ledger:
 
     def lost(self, entry: Entry) -> None:
         """The request is not in flight any more: cancelled, failed, or to be sent elsewhere."""
-        columns = self.rows[entry.row]
-        columns[schema.IN_FLIGHT] -= 1.0
+        cells, row = self._cells, entry.row
+        cells[row, schema.IN_FLIGHT] -= 1.0
         if entry.streamed == 0:
-            columns[schema.AWAITING_FIRST_TOKEN] -= 1.0
-            columns[schema.PENDING_PREFILL_TOKENS] -= entry.prompt
+            cells[row, schema.AWAITING_FIRST_TOKEN] -= 1.0
+            cells[row, schema.PENDING_PREFILL_TOKENS] -= entry.prompt
         else:
-            columns[schema.CONTEXT_TOKENS] -= entry.prompt + entry.streamed
+            cells[row, schema.CONTEXT_TOKENS] -= entry.prompt + entry.streamed
         last = self.entries.pop()
         if last is not entry:  # the last one moves into the gap
             self.entries[entry.slot] = last
