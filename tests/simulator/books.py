@@ -153,7 +153,8 @@ class Books:
 
     def _check_pool(self, slots: list[Any]) -> None:
         """Blocks are shared by those whose content is the same up to there; the pool counts every holder."""
-        row, holders = self.row, {}
+        row = self.row
+        holders: dict[int, int] = {}
         contents: dict[int, int] = {}
         for slot in slots:
             i = int(slot.request)
