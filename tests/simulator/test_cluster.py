@@ -129,3 +129,17 @@ def test_a_damaged_capacity_cache_is_measured_again(monkeypatch: pytest.MonkeyPa
     next(tmp_path.glob("*.json")).write_text("{")
     monkeypatch.setattr(capacity, "_memory", {})
     assert capacity.capacity_rps(SCENARIO) == rate
+
+
+def test_clusters_with_different_numbers_of_routers_run_together() -> None:
+    several = [SCENARIO.replace(routers=routers) for routers in (3, 1)]
+    fleets = [build_fleet(s) for s in several]
+    arrivals = [generate(s, requests=60, rate=12.0, seed=1, split="evaluate") for s in several]
+    together = Clusters(fleets, arrivals)
+    run(together, Heuristic("least_work"))
+    for c in range(2):
+        alone = Clusters([fleets[c]], [arrivals[c]])
+        run(alone, Heuristic("least_work"))
+        np.testing.assert_array_equal(alone.outcomes(0).finish_s, together.outcomes(c).finish_s)
+    with pytest.raises(FairleadError, match="comes to router 2, but there are 1"):
+        Clusters([fleets[1]], [arrivals[0]])
