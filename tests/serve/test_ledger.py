@@ -59,7 +59,7 @@ def test_the_columns_agree_with_a_recount():
         assert row[schema.CONTEXT_TOKENS] == sum(each.prompt + each.streamed for each in decoding)
         expected = sum(max(mean - each.streamed, 0.3 * mean) for each in here)
         assert row[schema.EXPECTED_REMAINING_TOKENS] == pytest.approx(expected)
-        oldest = max((now - each.arrived for each in waiting), default=0.0)
+        oldest = max((now - each.sent for each in waiting), default=0.0)
         assert row[schema.OLDEST_WAIT_S] == pytest.approx(oldest)
         assert row[schema.AVAILABLE] == 1.0
     for entry in flying:
@@ -116,7 +116,7 @@ def test_stale_readings_give_way_to_the_ledger():
     ledger = Ledger(0.0)
     row = ledger.add(**STATIC)
     ledger.routed(row, 500, 0.0, STREAM)
-    ledger.scraped(row, Reading(3, 4, 0.9, 7, 2, 2000), 1.0)
+    ledger.scraped(row, Reading(3, 4, 0.9, 7, 2, 0.5, 2000), 1.0)
     scraped = [schema.SCRAPED_RUNNING, schema.SCRAPED_WAITING, schema.SCRAPED_KV_USAGE]
     fresh = seen(ledger, [row], 3.0)[0]
     assert fresh[scraped].tolist() == [3, 4, 0.9]
@@ -139,15 +139,22 @@ vllm:kv_cache_usage_perc{engine="0"} 0.25
 vllm:kv_cache_usage_perc{engine="1"} 0.75
 vllm:num_preemptions_total{engine="0"} 5.0
 vllm:num_preemptions_created{engine="0"} 1.7e9
+vllm:prefix_cache_hits_total{engine="0"} 30.0
+vllm:prefix_cache_queries_total{engine="0"} 60.0
 vllm:cache_config_info{block_size="16",engine="0",num_gpu_blocks="100"} 1.0
 vllm:cache_config_info{block_size="16",engine="1",num_gpu_blocks="100"} 1.0
 """
     reading = read_metrics(text)
-    assert reading == Reading(5, 1, 0.75, 5, 0, 3200)
-    assert read_metrics(text.replace(b"5.0\n", b"9.0\n"), reading) == Reading(5, 1, 0.75, 9, 4, 3200)
+    assert reading == Reading(5, 1, 0.75, 5, 0, 0.0, 3200, 30, 60)
+    assert read_metrics(text.replace(b"5.0\n", b"9.0\n"), reading) == Reading(
+        5, 1, 0.75, 9, 4, 0.0, 3200, 30, 60
+    )
     assert read_metrics(text.replace(b"5.0\n", b"1.0\n"), reading) == Reading(
-        5, 1, 0.75, 1, 0, 3200
+        5, 1, 0.75, 1, 0, 0.0, 3200, 30, 60
     )  # restarted
+    later = text.replace(b" 30.0\n", b" 60.0\n").replace(b" 60.0\nvllm:cache", b" 100.0\nvllm:cache")
+    found = read_metrics(later, reading)
+    assert found is not None and found.prefix_hit_rate == 0.75
     assert read_metrics(b"") is None
     header = b"TEXT named_metrics.num_requests_waiting=2, named_metrics.kv_cache_usage_perc=0.5"
     assert orca_reading(header) == (2.0, 0.5)

@@ -97,6 +97,7 @@ class Exchange:
         "by",
         "deadline",
         "decided",
+        "expected_hit",
         "facts",
         "head_only",
         "logged",
@@ -138,6 +139,8 @@ class Exchange:
         self.by = ""
         self.shadow = ""
         self.prompt_estimate = 0
+        self.expected_hit = 0.0
+        """Tokens of the prompt that the chosen backend may have cached."""
         self.usage: Usage | None = None
         self.output_tokens = 0
         self.logged: list[object] | None = None
@@ -211,7 +214,9 @@ class Exchange:
         self.backend = backend
         self.attempts += 1
         kind = OTHER if self.request.path not in GENERATE else STREAM if self.facts.stream else WHOLE
-        self._entry = gateway.ledger.routed(backend.row, self.prompt_estimate, self.request.arrived, kind)
+        self._entry = gateway.ledger.routed(
+            backend.row, self.prompt_estimate, self.decided, kind, self.expected_hit
+        )
         backend.in_flight += 1
         backend.requests += 1
         self.deadline = monotonic() + gateway.timeouts.first_byte

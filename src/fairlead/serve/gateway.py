@@ -27,6 +27,7 @@ from fairlead.serve.ledger import Ledger
 from fairlead.serve.logs import EventLog, JsonLines, timestamp
 from fairlead.serve.messages import answer, error_body
 from fairlead.serve.metrics import exposition
+from fairlead.serve.prefixes import CHUNK_BYTES, NO_KEYS, Prefixes, chunk_keys
 from fairlead.serve.settings import BackendSettings, GatewaySettings
 from fairlead.serve.tokens import PromptEstimate
 from fairlead.view import schema
@@ -104,6 +105,7 @@ class Gateway:
         self.draining = False
         self.ledger = Ledger(monotonic())
         self.ledger.warm()
+        self.prefixes = Prefixes(settings.prefixes.chunks)
         self.decider = Decider(settings.policy)
         self.prompts = PromptEstimate(settings.tokens.bytes_per_token)
         self.backends: list[Backend] = []
@@ -150,6 +152,7 @@ class Gateway:
         if any(backend.name == settings.label for backend in self.backends):
             raise FairleadError(f"there is a backend called {settings.label} already")
         backend = Backend(settings, self.ledger, self.timeouts)
+        self.prefixes.forget(backend.row)
         backend.discovered = discovered
         self.backends.append(backend)
         self.released()
@@ -299,6 +302,12 @@ class Gateway:
         request[schema.PROMPT_TOKENS] = exchange.prompt_estimate
         request[schema.MAX_TOKENS] = facts.max_tokens
         request[schema.EXPECTED_OUTPUT_TOKENS] = self.ledger.expected_output()
+        request[schema.SESSION] = session_number(facts.session)
+        keys = chunk_keys(facts.prompt) if len(facts.prompt) >= CHUNK_BYTES else NO_KEYS
+        if len(keys):
+            tokens_per_chunk = CHUNK_BYTES * exchange.prompt_estimate / max(1, facts.prompt_bytes)
+            most = exchange.prompt_estimate - 1.0
+            self.prefixes.hits(self._row_numbers(found), keys, tokens_per_chunk, most, view.replicas[0])
         try:
             choice = self.decider.choose(view, now)
         except PolicyFailed as failure:
@@ -316,7 +325,12 @@ class Gateway:
                 request.tolist(),
                 round(choice.seconds, 7),
             ]
-        return found[choice.row]
+        chosen = found[choice.row]
+        exchange.expected_hit = 0.0
+        if len(keys):
+            exchange.expected_hit = float(view.replicas[0, choice.row, schema.EXPECTED_PREFIX_HIT_TOKENS])
+            self.prefixes.sent(chosen.row, keys)
+        return chosen
 
     def _admitting(self, found: list[Backend], now: float) -> list[Backend]:
         """Of these, the backends under their limit; one that has just returned only now and then."""

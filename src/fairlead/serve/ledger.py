@@ -25,7 +25,7 @@ PRIOR_WEIGHT = 8.0
 LEAST_REMAINING = 0.3
 
 # Columns of the requests in flight.
-ROW, ARRIVED, PROMPT, STREAMED, KIND = range(5)
+ROW, SENT, PROMPT, STREAMED, KIND, PENDING = range(6)
 STREAM, WHOLE, OTHER = range(3)
 """Kinds of request: answered token by token; generated but answered at once; nothing is generated."""
 
@@ -35,17 +35,18 @@ UNKNOWN_KV_CAPACITY = 100_000.0
 class Entry:
     """One request in flight, as the ledger knows it."""
 
-    __slots__ = ("arrived", "kind", "last", "prompt", "row", "slot", "streamed")
+    __slots__ = ("kind", "last", "pending", "prompt", "row", "sent", "slot", "streamed")
 
-    def __init__(self, row: int, slot: int, prompt: int, arrived: float, kind: int) -> None:
+    def __init__(self, row: int, slot: int, prompt: int, sent: float, kind: int, pending: float) -> None:
         """A request that has just been forwarded."""
         self.row = row
         self.slot = slot
         self.prompt = prompt
-        self.arrived = arrived
+        self.sent = sent
+        self.pending = pending  # of the prompt, what is not expected to be cached
         self.kind = kind
         self.streamed = 0
-        self.last = arrived
+        self.last = sent
 
 
 class Ledger:
@@ -60,8 +61,8 @@ class Ledger:
         )  # the same memory; single numbers are read and written faster through it
         self.scraped_at = np.full(4, -math.inf)
         """(capacity,): when each backend was last scraped, s."""
-        self.requests = np.zeros((64, 5))
-        """(capacity, 5): requests in flight; the first `len(entries)` are used."""
+        self.requests = np.zeros((64, 6))
+        """(capacity, 6): requests in flight; the first `len(entries)` are used."""
         self.entries: list[Entry] = []
         self.finished = 0
         """Requests whose outputs are in `finished_tokens`."""
@@ -113,18 +114,18 @@ class Ledger:
         """Running mean of the outputs of finished requests, with a prior, tokens."""
         return (PRIOR_OUTPUT_TOKENS * PRIOR_WEIGHT + self.finished_tokens) / (PRIOR_WEIGHT + self.finished)
 
-    def routed(self, row: int, prompt: int, arrived: float, kind: int) -> Entry:
-        """A request of `prompt` tokens that arrived at `arrived` has been forwarded to `row`."""
+    def routed(self, row: int, prompt: int, sent: float, kind: int, hit: float = 0.0) -> Entry:
+        """A request of `prompt` tokens is forwarded to `row` at `sent`, where `hit` of them may be cached."""
         slot = len(self.entries)
         if slot == len(self.requests):
             self.requests = np.concatenate([self.requests, np.zeros_like(self.requests)])
-        entry = Entry(row, slot, prompt, arrived, kind)
+        entry = Entry(row, slot, prompt, sent, kind, prompt - hit)
         self.entries.append(entry)
-        self.requests[slot] = (row, arrived, prompt, 0.0, kind)
+        self.requests[slot] = (row, sent, prompt, 0.0, kind, prompt - hit)
         cells = self._cells
         cells[row, schema.IN_FLIGHT] += 1.0
         cells[row, schema.AWAITING_FIRST_TOKEN] += 1.0
-        cells[row, schema.PENDING_PREFILL_TOKENS] += prompt
+        cells[row, schema.PENDING_PREFILL_TOKENS] += prompt - hit
         return entry
 
     def streamed(self, entry: Entry, tokens: int, now: float) -> None:
@@ -134,9 +135,9 @@ class Ledger:
         cells, row = self._cells, entry.row
         if entry.streamed == 0:
             cells[row, schema.AWAITING_FIRST_TOKEN] -= 1.0
-            cells[row, schema.PENDING_PREFILL_TOKENS] -= entry.prompt
+            cells[row, schema.PENDING_PREFILL_TOKENS] -= entry.pending
             cells[row, schema.CONTEXT_TOKENS] += entry.prompt + tokens
-            ttft = now - entry.arrived
+            ttft = now - entry.sent
             average = cells[row, schema.TTFT_EWMA_S]
             cells[row, schema.TTFT_EWMA_S] = (
                 ttft if average == 0.0 else average + TTFT_WEIGHT * (ttft - average)
@@ -169,7 +170,7 @@ class Ledger:
         cells[row, schema.IN_FLIGHT] -= 1.0
         if entry.streamed == 0:
             cells[row, schema.AWAITING_FIRST_TOKEN] -= 1.0
-            cells[row, schema.PENDING_PREFILL_TOKENS] -= entry.prompt
+            cells[row, schema.PENDING_PREFILL_TOKENS] -= entry.pending
         else:
             cells[row, schema.CONTEXT_TOKENS] -= entry.prompt + entry.streamed
         last = self.entries.pop()
@@ -185,6 +186,7 @@ class Ledger:
         columns[schema.SCRAPED_WAITING] = reading.waiting
         columns[schema.SCRAPED_KV_USAGE] = reading.kv_usage
         columns[schema.SCRAPED_PREEMPTIONS] = reading.new_preemptions
+        columns[schema.SCRAPED_PREFIX_HIT_RATE] = reading.prefix_hit_rate
         if reading.kv_capacity_tokens:
             columns[schema.KV_CAPACITY_TOKENS] = reading.kv_capacity_tokens
         self.scraped_at[row] = now
@@ -257,21 +259,21 @@ def _write(
             continue
         to = out[r]
         streamed = requests[i, STREAMED]
-        waited = now - requests[i, ARRIVED]
+        waited = now - requests[i, SENT]
         kind = int(requests[i, KIND])
         if kind == WHOLE:
             # Nothing is seen of it before its end. Once it has waited as long as others wait for a first
             # token, it is taken to decode as fast as they do.
             first = rows[k, schema.TTFT_EWMA_S]
             if first == 0.0:
-                first = requests[i, PROMPT] / rows[k, schema.PREFILL_TOKENS_PER_S]
+                first = requests[i, PENDING] / rows[k, schema.PREFILL_TOKENS_PER_S]
             if waited > first:
                 gap = rows[k, schema.ITL_EWMA_S]
                 if gap == 0.0:
                     gap = rows[k, schema.DECODE_ITERATION_S]
                 streamed = 1.0 + math.floor((waited - first) / gap)
                 to[schema.AWAITING_FIRST_TOKEN] -= 1.0
-                to[schema.PENDING_PREFILL_TOKENS] -= requests[i, PROMPT]
+                to[schema.PENDING_PREFILL_TOKENS] -= requests[i, PENDING]
                 to[schema.CONTEXT_TOKENS] += requests[i, PROMPT] + min(streamed, mean)
         if streamed == 0.0:
             to[schema.OLDEST_WAIT_S] = max(to[schema.OLDEST_WAIT_S], waited)
@@ -289,4 +291,5 @@ def _write(
             known = to[schema.CONTEXT_TOKENS] + to[schema.PENDING_PREFILL_TOKENS]
             to[schema.SCRAPED_KV_USAGE] = min(1.0, known / to[schema.KV_CAPACITY_TOKENS])
             to[schema.SCRAPED_PREEMPTIONS] = 0.0
+            to[schema.SCRAPED_PREFIX_HIT_RATE] = 0.0
             to[schema.SCRAPE_AGE_S] = 0.0

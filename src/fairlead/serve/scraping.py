@@ -7,7 +7,8 @@ from typing import NamedTuple
 # One pass over the text (some 50 kB, 1 % of it wanted): the wanted names at line starts, with their labels.
 _LINES = re.compile(
     rb"^vllm:(num_requests_running|num_requests_waiting|kv_cache_usage_perc|gpu_cache_usage_perc"
-    rb"|num_preemptions_total|cache_config_info)(\{[^\n]*\})? +(\S+)",
+    rb"|num_preemptions_total|prefix_cache_hits_total|prefix_cache_queries_total|cache_config_info)"
+    rb"(\{[^\n]*\})? +(\S+)",
     re.M,
 )
 _BLOCK_SIZE = re.compile(rb'[{,]block_size="(\d+)"')
@@ -28,8 +29,14 @@ class Reading(NamedTuple):
     """`vllm:num_preemptions_total`, summed."""
     new_preemptions: float
     """Since the reading before."""
+    prefix_hit_rate: float
+    """`vllm:prefix_cache_hits_total` over `prefix_cache_queries_total`, since the reading before."""
     kv_capacity_tokens: int
     """Blocks times block size, summed; 0 if it is not told."""
+    prefix_hits: float = 0.0
+    """Tokens found in the prefix cache, ever."""
+    prefix_queries: float = 0.0
+    """Tokens looked for there, ever."""
 
 
 def read_metrics(text: bytes, before: Reading | None = None) -> Reading | None:
@@ -39,7 +46,7 @@ def read_metrics(text: bytes, before: Reading | None = None) -> Reading | None:
         text: Prometheus text exposition.
         before: the reading before, for what is counted since.
     """
-    running = waiting = preemptions = 0.0
+    running = waiting = preemptions = hits = queries = 0.0
     kv_usage = -1.0
     capacity = 0
     seen = set()
@@ -62,6 +69,10 @@ def read_metrics(text: bytes, before: Reading | None = None) -> Reading | None:
             waiting += value
         elif name == b"num_preemptions_total":
             preemptions += value
+        elif name == b"prefix_cache_hits_total":
+            hits += value
+        elif name == b"prefix_cache_queries_total":
+            queries += value
         else:
             kv_usage = max(kv_usage, value)
     if b"num_requests_running" not in seen or b"num_requests_waiting" not in seen:
@@ -69,7 +80,10 @@ def read_metrics(text: bytes, before: Reading | None = None) -> Reading | None:
     if not 0.0 <= kv_usage <= 1.0:
         return None
     new = max(0.0, preemptions - before.preemptions) if before is not None else 0.0
-    return Reading(running, waiting, kv_usage, preemptions, new, capacity)
+    looked = queries - before.prefix_queries if before is not None else 0.0
+    found = hits - before.prefix_hits if before is not None else 0.0
+    rate = min(1.0, found / looked) if looked > 0.0 and found > 0.0 else 0.0
+    return Reading(running, waiting, kv_usage, preemptions, new, rate, capacity, hits, queries)
 
 
 def orca_reading(value: bytes) -> tuple[float | None, float | None] | None:

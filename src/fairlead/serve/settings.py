@@ -237,6 +237,13 @@ class Tokens(Section):
     """The first guess for every model; it follows `usage` in the answers."""
 
 
+class Prefixes(Section):
+    """What is remembered of the prompts that each backend was sent."""
+
+    chunks: Annotated[int, Field(ge=0, le=2**20)] = 16_384
+    """Chunks of 256 bytes per backend, 16 bytes of memory each; 0: nothing is remembered."""
+
+
 class Tls(Section):
     """Certificate files for HTTPS towards the clients."""
 
@@ -294,6 +301,7 @@ class GatewaySettings(Section):
     """Serve HTTPS instead of HTTP."""
     policy: Policy = Policy()
     tokens: Tokens = Tokens()
+    prefixes: Prefixes = Prefixes()
     limits: Limits = Limits()
     timeouts: Timeouts = Timeouts()
     queue: Queue = Queue()

@@ -1,0 +1,49 @@
+"""What the gateway believes to be cached where."""
+
+import numpy as np
+
+from fairlead.serve.prefixes import CHUNK_BYTES, Prefixes, chunk_keys
+from fairlead.view import schema
+
+
+def test_what_a_conversation_sent_before_is_expected_to_be_cached(play):
+    def ask(turns):
+        return {"model": "m", "messages": [{"role": "user", "content": f"{i}" * 2000} for i in range(turns)]}
+
+    async def scene(world):
+        for turns in (1, 2, 3):
+            await world.ask("/v1/chat/completions", ask(turns))
+        view = world.gateway.decider.view(1)
+        # Two of the three turns were sent before.
+        hits = view.replicas[0][:, schema.EXPECTED_PREFIX_HIT_TOKENS]
+        assert 0.5 < hits.max() / view.request[0, schema.PROMPT_TOKENS] < 0.7
+        await world.ask("/v1/chat/completions", ask(1) | {"user": "somebody"})
+        assert world.gateway.decider.view(1).request[0, schema.SESSION] > 0
+
+    play(scene, backends=1)
+
+
+def test_only_a_common_beginning_counts():
+    prefixes = Prefixes(1024)
+    prefixes.forget(6)
+    base = bytes(range(256)) * 8
+    prefixes.sent(5, chunk_keys(base))
+    out = np.zeros((2, schema.NUM_REPLICA_COLUMNS))
+    for prompt, chunks in (
+        (base, 8),
+        (base + b"more" * 100, 8),
+        (base[: 3 * CHUNK_BYTES] + b"x" * 999, 3),
+        (b"x" + base, 0),
+    ):
+        prefixes.hits(np.array([5, 6]), chunk_keys(prompt), 10.0, 75.0, out)
+        assert out[:, schema.EXPECTED_PREFIX_HIT_TOKENS].tolist() == [min(75.0, 10.0 * chunks), 0.0]
+    prefixes.forget(5)
+    prefixes.hits(np.array([5, 6]), chunk_keys(base), 10.0, 75.0, out)
+    assert not out.any()
+
+
+def test_memory_is_bounded():
+    prefixes = Prefixes(64)
+    for i in range(500):
+        prefixes.sent(0, chunk_keys(f"{i} ".encode() * 500))
+    assert prefixes._memory.sent_keys.size == 4 * 64
