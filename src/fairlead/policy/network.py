@@ -120,6 +120,8 @@ class RouterNetwork(nn.Module):
         """What the encoders see, and which replicas may be chosen."""
         assert isinstance(self.seen, Tensor)
         available = None if self.available is None else observation[..., self.available] > 0.5
+        if available is not None and bool(available.all()):
+            available = None  # nothing to hide, and masking takes time
         return observation * self.seen if self.shape.excluded else observation, available
 
     @staticmethod
