@@ -49,7 +49,7 @@ def test_pitfall_12_every_feature_varies_in_training() -> None:
 
     Over the whole suite: `available`, say, varies only where replicas fail.
     """
-    scenarios = [*load_scenarios("suite/standard"), load_scenario("chat-sessions")]
+    scenarios = load_scenarios("suite/standard")
     count = 2 * len(scenarios)
     env = RouterVectorEnv(scenarios, num_envs=count, group=2, favor=(0.0, 1.0))
     observation, _ = env.reset(seed=1)
