@@ -46,7 +46,7 @@ def test_a_run_does_not_depend_on_the_seeds_beside_it() -> None:
 
 
 def test_compiled_and_stepped_runs_agree() -> None:
-    """The compiled loop is the step-by-step loop, heuristic by heuristic."""
+    """The compiled loop is the step-by-step loop, up to rounding: it leaps over more iterations at once."""
 
     class Stepped:
         """Hides from `run` that this is a heuristic."""
@@ -64,7 +64,7 @@ def test_compiled_and_stepped_runs_agree() -> None:
             clusters = Clusters([build_fleet(EQUAL)] * 3, wanted)
             run(clusters, router, seed=2)
             finishes.append(clusters.state.requests["finish"].copy())
-        np.testing.assert_array_equal(finishes[0], finishes[1])
+        np.testing.assert_allclose(finishes[0], finishes[1], rtol=1e-12)
 
 
 def test_pitfall_25_evaluation_does_not_explore() -> None:
