@@ -5,7 +5,8 @@
 DIR holds recorded runs of Vidur: for each commit a folder `vidur_COMMIT` with, per cell, `NAME.requests.csv`
 (arrival, lengths and replica of each request, and what happened to it), `NAME.json` (`args`: Vidur's command
 line; `num_blocks`) and perhaps `NAME.batches.csv` (a log of its batches). `exec_model_COMMIT/exec_model.npz`
-has the iteration times that Vidur used. The engine gets the same requests, sends each to the same replica
+has the iteration times that Vidur used. A cell with prefix caching names the trace, below DIR, that says
+what the blocks of its requests contain. The engine gets the same requests, sends each to the same replica
 and takes the same times; scheduling delay, TTFT and E2E of every request are compared. Where there is a log
 of batches, those of the plain twin are compared with it one by one.
 
@@ -18,6 +19,7 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,8 +30,10 @@ from fairlead.errors import FairleadError
 from fairlead.simulator import reference
 from fairlead.simulator.cluster import Clusters
 from fairlead.simulator.fleet import Fleet, custom_fleet
+from fairlead.simulator.scheduler_vidur_v1 import AHEAD
 from fairlead.simulator.schedulers import SchedulerOptions
 from fairlead.simulator.tables import OperatorTables
+from fairlead.workload.content import Content, dense
 from fairlead.workload.requests import Requests
 
 LINEAR = (
@@ -52,7 +56,7 @@ SCHEDULERS = {
 }
 """Vidur's names of its schedulers -> ours, by commit."""
 
-CHUNK, CAP, BLOCK, WATERMARK, BATCH_TOKENS = 512, 128, 16, 0.01, 4096
+CHUNK, CAP, BLOCK, WATERMARK, BATCH_TOKENS, AHEAD_TOKENS = 512, 128, 16, 0.01, 4096, 64
 """Vidur's defaults."""
 
 
@@ -70,6 +74,22 @@ class Cell(NamedTuple):
         """The first of these options that was given."""
         given = [float(self.args[name]) for name in names if name in self.args]
         return given[0] if given else default
+
+    @property
+    def scheduler(self) -> str:
+        """Vidur's name of it."""
+        return self.args.get("replica_scheduler_config_type", "sarathi")
+
+    @property
+    def block_size(self) -> int:
+        """Tokens per KV block."""
+        own = f"{self.scheduler}_scheduler_config_block_size"
+        return int(self.option(own, "cache_config_block_size", default=BLOCK))
+
+    @property
+    def caches(self) -> bool:
+        """Whether replicas cache prefixes."""
+        return "cache_config_enable_prefix_caching" in self.args
 
 
 class Recorded(NamedTuple):
@@ -127,6 +147,7 @@ def read_requests(cell: Cell) -> Recorded:
             arrival,
             column("num_prefill_tokens").astype(np.int64),
             column("num_decode_tokens").astype(np.int64),
+            content=read_content(cell, len(rows)) if cell.caches else None,
         ),
         column("replica_id").astype(np.int64),
         column("scheduled_at") - arrival,
@@ -134,6 +155,18 @@ def read_requests(cell: Cell) -> Recorded:
         column("completed_at") - arrival,
         column("num_restarts").astype(np.int64),
     )
+
+
+def read_content(cell: Cell, count: int) -> Content:
+    """What the blocks of the first `count` requests contain, from the trace that Vidur was given."""
+    name = cell.args.get("trace_request_generator_config_trace_file")
+    if name is None:
+        raise FairleadError("prefix caching without a trace that says what blocks contain")
+    with (cell.directory / name).open(newline="") as file:
+        blocks = [json.loads(row["block_hash_ids"]) for row in islice(csv.DictReader(file), count)]
+    keys = np.array([key for ids in blocks for key in ids], np.int64)
+    offsets = np.cumsum([0, *(len(ids) for ids in blocks)])
+    return Content(dense(keys), offsets, cell.block_size)
 
 
 def read_tables(cell: Cell) -> OperatorTables:
@@ -169,17 +202,18 @@ def build_fleet(cell: Cell, replicas: int) -> Fleet:
         raise FairleadError(
             f"the semantics of Vidur {cell.commit} are not known: {', '.join(SCHEDULERS)} are"
         )
-    kind = cell.args.get("replica_scheduler_config_type", "sarathi")
+    kind = cell.scheduler
     if kind not in SCHEDULERS[cell.commit]:
         raise FairleadError(f"there is no counterpart of Vidur's scheduler {kind!r}")
     if cell.option("replica_config_num_pipeline_stages", default=1) > 1:
         raise FairleadError("there is no pipeline parallelism here")
-    if "cache_config_enable_prefix_caching" in cell.args:
-        raise FairleadError(
-            "prefix caching is missing in vidur_v1, the scheduler with the semantics of Vidur 25e0082"
-        )
     own = f"{kind}_scheduler_config_"
     ours = SCHEDULERS[cell.commit][kind]
+    ahead = cell.option("cache_config_num_preallocate_tokens", default=AHEAD_TOKENS)
+    if ours == "vidur_v1" and -(-ahead // cell.block_size) != AHEAD:
+        raise FairleadError(
+            f"{ahead:g} tokens are taken ahead, but vidur_v1 takes {AHEAD} blocks of {cell.block_size} tokens"
+        )
     watermark = cell.option(own + "watermark_blocks_fraction", default=WATERMARK)
     if ours == "vllm_v0":
         budget = cell.option(own + "max_tokens_in_batch", default=BATCH_TOKENS)
@@ -190,7 +224,8 @@ def build_fleet(cell: Cell, replicas: int) -> Fleet:
         np.full(replicas, cell.num_blocks),
         token_budget=int(budget),
         max_num_seqs=int(cell.option(own + "batch_size_cap", default=CAP)),
-        block_size=int(cell.option(own + "block_size", "cache_config_block_size", default=BLOCK)),
+        block_size=cell.block_size,
+        prefix_caching=cell.caches,
         scheduler=SchedulerOptions(
             ours,
             watermark=None if ours == "vidur_v1" else watermark,
@@ -245,6 +280,7 @@ def compare(cell: Cell) -> dict[str, Any]:
             "watermark_blocks": fleet.scheduler.watermark_blocks(int(fleet.kv_blocks[0])),
             "padded": fleet.scheduler.padded,
             "restart_loses_prompt": fleet.scheduler.restart_loses_prompt,
+            "prefix_caching": fleet.prefix_caching,
         },
     }
 
@@ -254,22 +290,24 @@ def compare_batches(cell: Cell, fleet: Fleet, recorded: Recorded) -> dict[str, i
     path = cell.directory / f"vidur_{cell.commit}" / f"{cell.name}.batches.csv"
     if not path.is_file():
         return {}
-    result = reference.simulate(fleet, recorded.requests, recorded.replica, record_iterations=True)
+    with path.open(newline="") as file:
+        logged = list(csv.reader(file))[1:]
+    # What arrives after the last of these batches was formed is in none of them.
+    last = max(float(row[0]) for row in logged)
+    requests = recorded.requests[: int(np.searchsorted(recorded.requests.arrival_s, last, "right"))]
+    result = reference.simulate(fleet, requests, recorded.replica[: len(requests)], record_iterations=True)
     ours: dict[int, Iterator[reference.Iteration]] = {
         r: iter([i for i in result.iterations if i.replica == r]) for r in range(fleet.num_replicas)
     }
     compared = identical = 0
-    with path.open(newline="") as file:
-        reader = csv.reader(file)
-        next(reader)
-        for start, replica, _, _, _, _, entries in reader:
-            iteration = next(ours[int(replica)], None)
-            theirs = {tuple(int(n) for n in entry.split(":")[:3]) for entry in entries.split(";")}
-            compared += 1
-            if iteration is not None and abs(iteration.start_s - float(start)) < 1e-6:
-                # Vidur counts a token as processed when it is emitted, not when it is in the cache.
-                batch = {(s.request, s.chunk, s.computed + s.decoding) for s in iteration.slots if s.chunk}
-                identical += batch == theirs
+    for start, replica, _, _, _, _, entries in logged:
+        iteration = next(ours[int(replica)], None)
+        theirs = {tuple(int(n) for n in entry.split(":")[:3]) for entry in entries.split(";")}
+        compared += 1
+        if iteration is not None and abs(iteration.start_s - float(start)) < 1e-6:
+            # Vidur counts a token as processed when it is emitted, not when it is in the cache.
+            batch = {(s.request, s.chunk, s.computed + s.decoding) for s in iteration.slots if s.chunk}
+            identical += batch == theirs
     return {"batches_compared": compared, "batches_identical": identical}
 
 

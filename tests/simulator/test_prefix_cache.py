@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fairlead.errors import FairleadError
 from fairlead.simulator import reference
 from fairlead.simulator.block_pool import NO_BLOCK
 from fairlead.simulator.cluster import Clusters
@@ -15,6 +16,7 @@ from fairlead.simulator.fleet import Fleet, custom_fleet
 from fairlead.simulator.hardware import device, model
 from fairlead.simulator.outcomes import Outcomes
 from fairlead.simulator.reference_cache import CachingReplica
+from fairlead.simulator.schedulers import VLLM_V1, SchedulerOptions
 from fairlead.simulator.timing import analytic
 from fairlead.view import schema
 from fairlead.view.schema import View
@@ -33,6 +35,7 @@ def fleet(
     seqs: int = 8,
     block_size: int = 4,
     caching: bool = True,
+    scheduler: SchedulerOptions = VLLM_V1,
 ) -> Fleet:
     return custom_fleet(
         A100.repeat(replicas, 0),
@@ -42,14 +45,24 @@ def fleet(
         block_size=block_size,
         scrape_interval_s=0.3,
         prefix_caching=caching,
+        scheduler=scheduler,
     )
 
 
-def tree(seed: int, rate: float, count: int, longest: int, block_size: int, branches: int) -> Requests:
+def tree(
+    seed: int,
+    rate: float,
+    count: int,
+    longest: int,
+    block_size: int,
+    branches: int,
+    *,
+    last_token: bool = False,
+) -> Requests:
     """Requests whose contents are paths in a small tree, down to identical prompts *and* outputs."""
     draw = np.random.default_rng(seed)
     prompts, outputs = draw.integers(1, longest, count), draw.integers(1, longest, count)
-    counts = full_blocks(prompts, outputs, block_size)
+    counts = full_blocks(prompts, outputs + last_token, block_size)
     ids: dict[tuple[int, ...], int] = {}
     contents = []
     for blocks in counts:
@@ -194,6 +207,77 @@ def test_engine_agrees_with_the_twin_on_anything(
     made = fleet(2, blocks=blocks, budget=budget, seqs=seqs, block_size=block_size)
     requests = tree(seed, rate, 40, longest, block_size, branches)
     step_by_step(made, requests, np.random.default_rng(seed).integers(0, 2, 40).tolist())
+
+
+VIDUR = [SchedulerOptions("vidur_v1", restart_loses_prompt=lost) for lost in (False, True)]
+
+
+@pytest.mark.parametrize("scheduler", VIDUR, ids=str)
+def test_vidurs_scheduler_agrees_with_its_twin(scheduler: SchedulerOptions) -> None:
+    choices = np.random.default_rng(0).integers(0, 2, 150).tolist()
+    for blocks in (900, 75):
+        made = fleet(2, blocks=blocks, budget=96, seqs=12, scheduler=scheduler)
+        requests = tree(0, 30.0, 150, 120, 4, 3, last_token=True)
+        assert step_by_step(made, requests, choices) > 100
+        assert (run(made, requests, choices).preemptions.sum() > 10) == (blocks < 900)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    scheduler=st.sampled_from(VIDUR),
+    seed=st.integers(0, 2**31),
+    rate=st.floats(1.0, 300.0),
+    longest=st.integers(2, 90),
+    spare=st.integers(0, 60),
+    seqs=st.integers(1, 12),
+    budget=st.integers(12, 200),
+    block_size=st.sampled_from([1, 4, 16]),
+    branches=st.integers(1, 4),
+)
+def test_vidurs_scheduler_agrees_with_its_twin_on_anything(
+    scheduler: SchedulerOptions,
+    seed: int,
+    rate: float,
+    longest: int,
+    spare: int,
+    seqs: int,
+    budget: int,
+    block_size: int,
+    branches: int,
+) -> None:
+    blocks = -(-2 * longest // block_size) + spare
+    made = fleet(2, blocks=blocks, budget=budget, seqs=seqs, block_size=block_size, scheduler=scheduler)
+    requests = tree(seed, rate, 40, longest, block_size, branches, last_token=True)
+    step_by_step(made, requests, np.random.default_rng(seed).integers(0, 2, 40).tolist())
+
+
+def test_in_vidur_the_next_turn_finds_the_block_that_the_last_token_fills() -> None:
+    chain = list(range(20))
+    own = SchedulerOptions("vidur_v1")
+    times, prompts = np.array([0.0, 9.0]), np.array([20, 45])
+    content = Content(np.array(chain[:10] + chain[:12]), np.array([0, 10, 22]), 4)
+    requests = Requests(times, prompts, np.array([20, 5]), content=content)
+    for made, found in ((fleet(scheduler=own), 40), (fleet(), 36)):
+        cached = run(made, requests).cached_tokens
+        assert cached is not None
+        assert cached.tolist() == [0, found]
+
+
+def test_vidurs_scheduler_wants_the_content_of_the_last_block() -> None:
+    requests = alike([0.0, 9.0], [20, 45], [20, 5], [[], []])
+    with pytest.raises(FairleadError, match="request 0: the content of its last block is missing"):
+        Clusters([fleet(scheduler=SchedulerOptions("vidur_v1"))], [requests])
+
+
+def test_vidurs_scheduler_has_room_for_the_last_token() -> None:
+    requests = Requests(np.zeros(1), np.array([20]), np.array([20]))
+    made = fleet(blocks=10, scheduler=SchedulerOptions("vidur_v1"))
+    assert run(made, requests).preemptions.tolist() == [0]
+    longer = Requests(np.zeros(1), np.array([20]), np.array([21]))
+    with pytest.raises(FairleadError, match="needs 40 tokens"):
+        run(made, longer)
+    with pytest.raises(FairleadError, match="needs 40 tokens"):
+        reference.simulate(made, longer, [0])
 
 
 def test_without_anything_in_common_caching_changes_nothing_but_after_preemptions() -> None:

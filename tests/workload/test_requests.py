@@ -63,6 +63,20 @@ def test_content_follows_the_requests():
     assert second.content.offsets.tolist() == [0, 3]
 
 
+def test_content_may_include_the_block_that_the_last_token_fills():
+    times, prompts, outputs = np.zeros(2), np.array([30, 60]), np.array([4, 4])
+    whole = Content(np.array([0, 1, 0, 2, 3, 4]), np.array([0, 2, 6]), 16)
+    requests = Requests(times, prompts, outputs, content=whole)
+    assert requests.content_of_blocks(16, last_token=True) is whole
+    assert requests.content_of_blocks(16) is whole
+    short = Requests(times, prompts, outputs, content=content())
+    assert short.content_of_blocks(16).ids.tolist() == [0, 1, 0, 2, 3]
+    with pytest.raises(FairleadError, match="request 1: the content of its last block is missing"):
+        short.content_of_blocks(16, last_token=True)
+    nothing = Requests(times, prompts, outputs).content_of_blocks(16, last_token=True)
+    assert nothing.offsets.tolist() == [0, 2, 6]
+
+
 def test_repeated_requests_share_nothing_with_their_earlier_selves():
     requests = Requests(np.zeros(2), [30, 60], [4, 4], session=[0, 3], content=content())  # type: ignore[arg-type]
     twice = repeated(requests, 3)

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from fairlead.compiled import njit
-from fairlead.simulator.schedulers import VLLM_V0
+from fairlead.simulator.schedulers import VIDUR_V1, VLLM_V0
 from fairlead.simulator.state import NEVER, NONE, State
 
 
@@ -27,6 +27,8 @@ def new_blocks(done: int, tokens: int, block_size: int) -> int:
 def longest_request(replica: Any) -> int:
     """Most tokens of prompt and output, without the last one, with which a request can finish."""
     tokens = (replica.kv_blocks - replica.watermark) * replica.block_size
+    if replica.scheduler == VIDUR_V1:
+        tokens -= 1  # The last token needs room, too.
     return int(min(tokens, replica.token_budget)) if replica.scheduler == VLLM_V0 else int(tokens)
 
 

@@ -23,6 +23,8 @@ from fairlead.simulator.batching import longest_request
 from fairlead.simulator.block_pool import new_pool
 from fairlead.simulator.fleet import Fleet
 from fairlead.simulator.outcomes import Outcomes
+from fairlead.simulator.scheduler_vidur_v1 import AHEAD
+from fairlead.simulator.schedulers import VIDUR_V1
 from fairlead.simulator.state import NONE, State, clear, new_state, no_events
 from fairlead.simulator.tables import Limits, OperatorTables, StepTable
 from fairlead.view.prefixes import sets_for
@@ -135,7 +137,8 @@ class Clusters:
             self.state.requests["session"][rows] = 0 if arrivals.session is None else arrivals.session
             first = replicas[rows.start * self.R]
             if first.caching:
-                content = arrivals.content_of_blocks(int(first.block_size))
+                last_token = bool(first.scheduler == VIDUR_V1)
+                content = arrivals.content_of_blocks(int(first.block_size), last_token=last_token)
                 self.state.requests["content"][rows] = begin + content.offsets[:-1]
                 contents.append(content.ids)
                 begin += len(content.ids)
@@ -145,6 +148,8 @@ class Clusters:
         tokens = max(int((q.prompt_tokens + q.output_tokens - 1).max(initial=1)) for q in requests)
         size = int(replicas["block_size"][replicas["caching"]].min())
         width = -(-tokens // size)
+        if (replicas["scheduler"] == VIDUR_V1).any():
+            width += 1 + AHEAD
         if self.state.blocks.shape[1] == 0 or self.state.block_tables.shape[2] < width:
             slots, sizes = self.state.slots.shape[1], self.state.phases.shape[1]
             pool = new_pool(len(replicas), blocks, slots, width, sizes)

@@ -327,7 +327,7 @@ def finish(state: State, k: int, c: int) -> None:
             request.finish = replica.clock
             request.generated = request.output
             if replica.scheduler == VIDUR_V1:
-                replica.free_blocks += slot.blocks
+                scheduler_vidur_v1.release(state, k, slot)
             else:
                 prefix_cache.release(state, k, slot, request, in_kv)
             replica.kv_tokens -= in_kv

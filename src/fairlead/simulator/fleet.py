@@ -60,7 +60,7 @@ class Fleet:
         size = len(self.kv_blocks)
         object.__setattr__(self, "tables", self.tables or (None,) * size)
         object.__setattr__(self, "declared", self.declared or tuple(range(size)))
-        if self.prefix_caching and self.scheduler.name != "vllm":
+        if self.prefix_caching and self.scheduler.name not in ("vllm", "vidur_v1"):
             raise FairleadError(f"the scheduler {self.scheduler.name} has no prefix caching: only vllm has")
 
     def model(self, replica: int) -> TimingModel:

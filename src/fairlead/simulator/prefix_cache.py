@@ -30,6 +30,13 @@ def look_up(state: State, k: int, c: int, i: int) -> int:
 @njit(allocates=False)
 def admit(state: State, k: int, slot: Any, request: Any, idle: int) -> None:
     """A request joins as `slot`, just looked up: it holds what it hit, and blocks for its first chunk."""
+    hold_hit(state, k, slot, request, idle)
+    extend(state, k, slot, request, request.hit, slot.chunk)
+
+
+@njit(allocates=False)
+def hold_hit(state: State, k: int, slot: Any, request: Any, idle: int) -> None:
+    """A request joins as `slot`, just looked up: it holds what it hit, of which `idle` blocks were free."""
     replica = state.replicas[k]
     slot.row = block_pool.take_row(state, k)
     block_pool.hold_hit(state, k, slot.row, request.hit // replica.block_size)
@@ -38,7 +45,6 @@ def admit(state: State, k: int, slot: Any, request: Any, idle: int) -> None:
         request.cached = request.hit
         replica.queried_tokens += request.prompt
         replica.hit_tokens += request.hit
-    extend(state, k, slot, request, request.hit, slot.chunk)
 
 
 @njit(allocates=False)

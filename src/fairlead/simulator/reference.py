@@ -337,7 +337,10 @@ def in_flight_requests(requests: Requests, spec: ReplicaSpec) -> list[InFlight]:
     everyone = [InFlight(i, *row) for i, row in enumerate(columns)]
     estimates = requests.prompt_tokens if requests.estimate is None else requests.estimate
     sessions = nobody if requests.session is None else requests.session
-    content = requests.content_of_blocks(spec.block_size) if spec.prefix_caching else None
+    last_token = spec.scheduler.counts_last_token
+    content = (
+        requests.content_of_blocks(spec.block_size, last_token=last_token) if spec.prefix_caching else None
+    )
     for i, request in enumerate(everyone):
         request.session = int(sessions[i])
         request.estimate = int(estimates[i])

@@ -231,7 +231,7 @@ class Replica:
         while position < len(self.running) and budget > 0:
             request = self.running[position]
             want = min(request.known - request.computed, budget)
-            need = self.blocks(request.computed + want) - self.blocks(request.computed)
+            need = self.blocks_wanted(request, want)
             while need > self.free:
                 if self.preempt() is request:
                     return budget
@@ -251,6 +251,10 @@ class Replica:
             self.running.append(self.waiting.popleft())
             self.grant(request, want, need)
             budget -= want
+
+    def blocks_wanted(self, request: InFlight, tokens: int) -> int:
+        """KV blocks that a running request takes for its next tokens."""
+        return self.blocks(request.computed + tokens) - self.blocks(request.computed)
 
     def grant(self, request: InFlight, tokens: int, blocks: int) -> None:
         """Takes KV blocks for the tokens that a request computes in this iteration."""

@@ -3,8 +3,6 @@
 `docs/simulator.md` describes them in section 1. `running` is the list in Vidur's order.
 """
 
-import math
-
 from fairlead.simulator.reference_cache import CachingReplica
 from fairlead.simulator.reference_replica import InFlight, Iteration, Replica, ReplicaSpec
 
@@ -17,6 +15,14 @@ def make_replica(index: int, spec: ReplicaSpec, log: list[Iteration] | None, rou
     vllm = CachingReplica if spec.prefix_caching else Replica
     kinds = {"vllm": vllm, "sarathi": Sarathi, "vllm_v0": VllmV0, "vidur_v1": VidurV1}
     return kinds[spec.scheduler.name](index, spec, log, routers)
+
+
+def lose_prompt(request: InFlight) -> None:
+    """Vidur's bug: what is not computed yet of a prompt counts as output from now on."""
+    lost = request.known - request.computed
+    request.prompt_tokens -= lost
+    request.estimate -= lost
+    request.output_tokens += lost
 
 
 class Reserving(Replica):
@@ -52,10 +58,7 @@ class Reserving(Replica):
         """Preempts a request: it will be recomputed, ahead of all that wait."""
         self.leave(request)
         if not request.decoding and self.spec.scheduler.restart_loses_prompt:
-            lost = request.known - request.computed
-            request.prompt_tokens -= lost
-            request.estimate -= lost
-            request.output_tokens += lost
+            lose_prompt(request)
         request.computed = 0
         request.chunk = 0
         request.decoding = False
@@ -139,39 +142,34 @@ class VllmV0(Reserving):
             self.running, _ = self.decode()
 
 
-class VidurV1(Reserving):
-    """vLLM V1 as in Vidur 25e0082: room for one token more, and four blocks ahead."""
+class VidurV1(CachingReplica):
+    """vLLM V1 as in Vidur 25e0082: the token just emitted counts as computed; four blocks are taken ahead."""
 
-    def room_for(self, request: InFlight, tokens: int) -> bool:
-        """Takes blocks up to `tokens` if it needs any; whether there were enough."""
-        need = math.ceil(tokens / self.spec.block_size) - self.blocks_held(request)
-        if need > self.free:
-            return False
-        if need > 0:
-            self.take(request, min(need + AHEAD, self.free))
-        return True
+    def blocks_held(self, request: InFlight) -> int:
+        """KV blocks that a running request has, those taken ahead included."""
+        return len(self.held[request.index])
 
-    def form_batch(self) -> None:
-        """Running requests in order, then waiting ones, within the budget."""
-        left = self.spec.token_budget
-        position = 0
-        while position < len(self.running) and left > 0:
-            request = self.running[position]
-            tokens = min(request.known - request.computed, left)
-            while not self.room_for(request, request.computed + tokens + request.decoding):
-                victim = self.running.pop()
-                self.give_up(victim)
-                if victim is request:
-                    return
-            request.chunk = tokens
-            left -= tokens
-            position += 1
-        while not self.preempted and self.waiting and left > 0 and len(self.running) < self.spec.max_seqs:
-            request = self.waiting[0]
-            tokens = min(request.known, left)
-            if not self.room_for(request, tokens):
-                return
-            self.waiting.popleft()
-            request.chunk = tokens
-            self.running.append(request)
-            left -= tokens
+    def blocks_wanted(self, request: InFlight, tokens: int) -> int:
+        """Blocks that it lacks for its next tokens, the one just emitted included."""
+        end = request.computed + tokens + request.decoding
+        return max(0, self.blocks(end) - self.blocks_held(request))
+
+    def grant(self, request: InFlight, tokens: int, blocks: int) -> None:
+        """Takes blocks; those that are full, the token just emitted included, can be found from now on."""
+        held = self.held[request.index]
+        if blocks > 0:
+            held += self.pool.take(min(blocks + AHEAD, len(self.pool.free)))
+        full = (request.computed + tokens + request.decoding) // self.spec.block_size
+        # Without prefix caching there are no contents.
+        for block, content in zip(held[:full], request.contents, strict=False):
+            if block.content is None:
+                self.pool.cache(block, content)
+        self.free = len(self.pool.free)
+        request.chunk = tokens
+
+    def preempt(self) -> InFlight:
+        """Evicts the request admitted last; in mid-prompt, the rest of its prompt is forgotten."""
+        request = self.running[-1]
+        if not request.decoding and self.spec.scheduler.restart_loses_prompt:
+            lose_prompt(request)
+        return super().preempt()

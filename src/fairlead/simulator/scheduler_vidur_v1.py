@@ -1,10 +1,14 @@
 """The scheduler that Vidur 25e0082 calls vllm_v1, for comparisons: no leaps, one slot after the other.
 
-It is vLLM V1 with three differences: room is taken for one token more than is computed, four blocks are
-taken ahead whenever one is needed, and a request preempted in mid-prompt forgets the rest of the prompt.
+It is vLLM V1 with four differences: room is taken for one token more than is computed, with prefix caching
+that token counts as computed too, four blocks are taken ahead whenever one is needed, and a request preempted
+in mid-prompt forgets the rest of the prompt.
 """
 
+from typing import Any
+
 from fairlead.compiled import njit
+from fairlead.simulator import block_pool, prefix_cache
 from fairlead.simulator.batching import blocks_of, join, leave
 from fairlead.simulator.reserved import lose_prompt
 from fairlead.simulator.state import State
@@ -37,20 +41,54 @@ def form_batch(state: State, k: int, c: int) -> None:
             preempted = True
         if replica.running == j:
             break
-        if need > 0:
-            taken = min(need + AHEAD, replica.free_blocks)
-            slot.blocks += taken
-            replica.free_blocks -= taken
+        _extend(state, k, slot, request, need, end)
         budget -= want
         j += 1
     while not preempted and replica.waiting > 0 and budget > 0 and replica.running < replica.max_seqs:
         request = state.requests[c, replica.waiting_head]
-        chunk = min(request.prompt + request.generated, budget)
-        need = blocks_of(chunk, replica.block_size)
-        if need > replica.free_blocks:
+        idle = prefix_cache.look_up(state, k, c, replica.waiting_head) if replica.caching else 0
+        chunk = min(request.prompt + request.generated - request.hit, budget)
+        held = request.hit // replica.block_size
+        need = blocks_of(request.hit + chunk, replica.block_size) - held
+        if need + idle > replica.free_blocks:
             return
-        join(state, k, c, chunk, min(need + AHEAD, replica.free_blocks))
+        join(state, k, c, chunk, 0)
+        slot = state.slots[k, replica.running - 1]
+        if replica.caching:
+            prefix_cache.hold_hit(state, k, slot, request, idle)
+            slot.blocks = held
+        _extend(state, k, slot, request, need, request.hit + chunk)
         budget -= chunk
+
+
+@njit(allocates=False)
+def release(state: State, k: int, slot: Any) -> None:
+    """A request leaves the batch and lets go of its blocks, those taken ahead included."""
+    replica = state.replicas[k]
+    if replica.caching:
+        replica.free_blocks += block_pool.release(state, k, slot.row, slot.blocks)
+    else:
+        replica.free_blocks += slot.blocks
+
+
+@njit(allocates=False)
+def _extend(state: State, k: int, slot: Any, request: Any, need: int, end: int) -> None:
+    """`need` more blocks, and some ahead, give a request room for `end` tokens; what is full is cached."""
+    replica = state.replicas[k]
+    if need > 0:
+        taken = min(need + AHEAD, replica.free_blocks)
+        if replica.caching:
+            for position in range(slot.blocks, slot.blocks + taken):
+                state.block_tables[k, slot.row, position] = block_pool.take(state, k)
+        slot.blocks += taken
+        replica.free_blocks -= taken
+    if not replica.caching:
+        return
+    for position in range(end // replica.block_size - 1, -1, -1):
+        block = state.block_tables[k, slot.row, position]
+        if state.blocks[k, block].content != block_pool.NO_BLOCK:
+            return
+        block_pool.cache(state, k, block, state.contents[request.content + position])
 
 
 @njit(allocates=False)
@@ -59,8 +97,7 @@ def _preempt_last(state: State, k: int, c: int) -> None:
     slot = state.slots[k, replica.running - 1]
     i = slot.request
     partial = slot.left > 0
-    blocks = slot.blocks
     in_kv = leave(state, k, c, replica.running - 1)
-    replica.free_blocks += blocks
+    release(state, k, slot)
     if partial and replica.restart_loses_prompt:
         lose_prompt(state, k, c, i, in_kv)

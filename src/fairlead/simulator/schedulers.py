@@ -52,6 +52,11 @@ class SchedulerOptions:
         """The number by which compiled code knows the scheduler."""
         return SCHEDULERS[self.name]
 
+    @property
+    def counts_last_token(self) -> bool:
+        """Whether the last token of a request needs room, too, and can fill a block of the prefix cache."""
+        return self.name == "vidur_v1"
+
     def watermark_blocks(self, kv_blocks: int) -> int:
         """Blocks that an admission must leave free."""
         if self.name not in ("sarathi", "vllm_v0"):
@@ -64,7 +69,7 @@ class SchedulerOptions:
         With a watermark, a request that was preempted shortly before its end must still be admitted; without
         chunks, it must fit into one batch.
         """
-        tokens = (kv_blocks - self.watermark_blocks(kv_blocks)) * block_size
+        tokens = (kv_blocks - self.watermark_blocks(kv_blocks)) * block_size - self.counts_last_token
         return min(tokens, token_budget) if self.name == "vllm_v0" else tokens
 
 

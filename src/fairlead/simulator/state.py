@@ -154,7 +154,7 @@ SLOT = np.dtype(
         ("finish_tick", "i8"),
         ("request", "i4"),
         ("left", "i4"),  # tokens still to prefill; 0 = decoding
-        ("blocks", "i4"),  # taken at admission; kept up to date by vidur_v1 alone
+        ("blocks", "i4"),  # taken at admission; with vidur_v1, all it holds
         ("chunk", "i4"),  # of these, in the iteration under way
         ("router", "i4"),  # that sent it
         ("row", "i4"),  # its block table, with prefix caching

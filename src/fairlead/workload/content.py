@@ -22,6 +22,7 @@ class Content:
 
     An id stands for a block's tokens *and all tokens before them*: two requests whose i-th blocks have the
     same id agree on everything up to there. Ids are dense, from 0 up, so that they need only 32 bits.
+    `full_blocks` tells how many each request has; one more, if its last token fills it, may be given for all.
 
     Raises:
         FairleadError: for an id that is negative or offsets that do not fit.

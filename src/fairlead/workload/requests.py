@@ -71,19 +71,29 @@ class Requests:
         kept: dict[str, Any] = {name: None if each is None else each[rows] for name, each in columns.items()}
         return replace(self, **kept)
 
-    def content_of_blocks(self, block_size: int) -> Content:
+    def content_of_blocks(self, block_size: int, *, last_token: bool = False) -> Content:
         """What blocks of `block_size` tokens contain: as given, or nothing in common.
 
+        `last_token`: the block that the last output token fills, though it is never computed, included.
+
         Raises:
-            FairleadError: if the content was given for blocks of another size.
+            FairleadError: if the content was given for blocks of another size, or without that last block.
         """
         if self.content is None:
-            return unshared(self.prompt_tokens, self.output_tokens, block_size)
+            return unshared(self.prompt_tokens, self.output_tokens + last_token, block_size)
         if self.content.block_size != block_size:
             raise FairleadError(
                 f"the content of these requests is given in blocks of {self.content.block_size} tokens, but "
                 f"the engine's block_size is {block_size}"
             )
+        if last_token:
+            needed = full_blocks(self.prompt_tokens, self.output_tokens + 1, block_size)
+            short = np.diff(self.content.offsets) < needed
+            if short.any():
+                raise FairleadError(
+                    f"request {int(np.argmax(short))}: the content of its last block is missing, which its "
+                    "last token fills; this scheduler caches that block too"
+                )
         return self.content
 
 
@@ -118,12 +128,12 @@ def repeated(requests: Requests, count: int) -> Requests:
 
 
 def _check_content(content: Content, prompts: npt.NDArray[np.int64], outputs: npt.NDArray[np.int64]) -> None:
-    """As many blocks as the tokens of each request fill."""
+    """As many blocks as the tokens of each request fill, for all of them with or without the last token."""
     found = np.diff(content.offsets)
     if len(found) != len(prompts):
         raise FairleadError(f"there is content of {len(found)} requests, but {len(prompts)} arrival times")
     needed = full_blocks(prompts, outputs, content.block_size)
-    if (found != needed).any():
+    if (found != needed).any() and (found != full_blocks(prompts, outputs + 1, content.block_size)).any():
         i = int(np.argmax(found != needed))
         raise FairleadError(
             f"request {i}: content has {found[i]} blocks of {content.block_size} tokens, but {prompts[i]} "
