@@ -155,6 +155,14 @@ vllm:cache_config_info{block_size="16",engine="1",num_gpu_blocks="100"} 1.0
     later = text.replace(b" 30.0\n", b" 60.0\n").replace(b" 60.0\nvllm:cache", b" 100.0\nvllm:cache")
     found = read_metrics(later, reading)
     assert found is not None and found.prefix_hit_rate == 0.75
+    quiet = read_metrics(later, found)
+    assert quiet is not None and quiet.prefix_hit_rate == 0.75  # nothing was looked up meanwhile
+    again = read_metrics(text, found)
+    assert again is not None and again.prefix_hit_rate == 0.5  # restarted: counters begin at zero
+    assert reading is not None and reading.caches_prefixes
+    off = text.replace(b'{block_size="16",engine="1"', b'{block_size="16",enable_prefix_caching="False"')
+    told = read_metrics(off)
+    assert told is not None and not told.caches_prefixes
     assert read_metrics(b"") is None
     header = b"TEXT named_metrics.num_requests_waiting=2, named_metrics.kv_cache_usage_perc=0.5"
     assert orca_reading(header) == (2.0, 0.5)

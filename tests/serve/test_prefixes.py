@@ -1,6 +1,7 @@
 """What the gateway believes to be cached where."""
 
 import numpy as np
+import pytest
 
 from fairlead.serve.prefixes import CHUNK_BYTES, Prefixes, chunk_keys
 from fairlead.view import schema
@@ -47,3 +48,56 @@ def test_memory_is_bounded():
     for i in range(500):
         prefixes.sent(0, chunk_keys(f"{i} ".encode() * 500))
     assert prefixes._memory.sent_keys.size == 4 * 64
+
+
+LONG = {"model": "m", "prompt": "Once upon a time " * 100, "max_tokens": 1}
+CACHE_METRICS = (
+    "vllm:num_requests_running 0\nvllm:num_requests_waiting 0\nvllm:kv_cache_usage_perc 0\n"
+    "vllm:prefix_cache_queries_total {queries}\nvllm:prefix_cache_hits_total 0\n"
+    'vllm:cache_config_info{{block_size="16",enable_prefix_caching="{caching}",num_gpu_blocks="9"}} 1\n'
+)
+
+
+def expected_hit(world):
+    """Of the last decision, for its only backend."""
+    return world.gateway.decider.view(1).replicas[0, 0, schema.EXPECTED_PREFIX_HIT_TOKENS]
+
+
+@pytest.mark.parametrize("seen_by", ["health checks", "its counters"])
+def test_a_backend_that_restarts_is_expected_to_have_nothing_cached(play, seen_by):
+    def before(backends):
+        backends[0].raw_metrics = CACHE_METRICS.format(queries=500, caching=True).encode()
+
+    async def scene(world):
+        backend, server = world.backends[0], world.gateway.find("b0")
+        await world.until(lambda: server.reading is not None, "the first reading")
+        for _ in range(2):
+            await world.ask(body=LONG)
+        assert expected_hit(world) > 0.0
+        if seen_by == "health checks":
+            await backend.stop()
+            await world.until(lambda: server.state == "unhealthy")
+            await backend.start()
+            await world.until(lambda: server.state == "up")
+        else:  # it was back before a check could fail
+            backend.raw_metrics = CACHE_METRICS.format(queries=3, caching=True).encode()
+            await world.until(lambda: server.reading.prefix_queries == 3, "the next reading")
+        await world.ask(body=LONG)
+        assert expected_hit(world) == 0.0
+        await world.ask(body=LONG)
+        assert expected_hit(world) > 0.0
+
+    play(scene, backends=1, before=before)
+
+
+def test_a_backend_that_says_that_it_does_not_cache_is_believed(play):
+    def before(backends):
+        backends[0].raw_metrics = CACHE_METRICS.format(queries=0, caching=False).encode()
+
+    async def scene(world):
+        await world.until(lambda: world.gateway.find("b0").reading is not None, "the first reading")
+        for _ in range(2):
+            await world.ask(body=LONG)
+        assert expected_hit(world) == 0.0
+
+    play(scene, backends=1, before=before)

@@ -43,11 +43,21 @@ def test_tokens_are_counted_however_the_stream_is_cut(events, tokens, size):
         assert counted == meter.tokens == tokens
 
 
+def test_a_role_that_comes_with_the_first_token_hides_no_later_one():
+    meter = EventMeter()
+    assert [meter.feed(piece) for piece in (CHAT[0] + CHAT[1], CHAT[1], CHAT[2], CHAT[4])] == [1, 1, 1, 0]
+
+
 def test_usage_settles_what_merged_events_hide():
     meter = EventMeter()
     assert meter.feed(text("several tokens in one")) == 1
-    assert meter.feed(event({"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 9}})) == 8
+    # Eight more were hidden, but none of them has come just now.
+    assert meter.feed(event({"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 9}})) == 0
     assert (meter.tokens, meter.usage) == (9, Usage(5, 9))
+    once = EventMeter()  # in one piece with the last token
+    total = event({"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 9}})
+    assert [once.feed(text("a")), once.feed(text("b") + total + event("[DONE]"))] == [1, 1]
+    assert once.tokens == 9
     running = EventMeter()  # with usage in every event
     assert [
         running.feed(text("x", usage={"prompt_tokens": 5, "completion_tokens": n})) for n in (1, 4, 5)

@@ -329,7 +329,8 @@ class Gateway:
         exchange.expected_hit = 0.0
         if len(keys):
             exchange.expected_hit = float(view.replicas[0, choice.row, schema.EXPECTED_PREFIX_HIT_TOKENS])
-            self.prefixes.sent(chosen.row, keys)
+            if chosen.reading is None or chosen.reading.caches_prefixes:
+                self.prefixes.sent(chosen.row, keys)
         return chosen
 
     def _admitting(self, found: list[Backend], now: float) -> list[Backend]:
@@ -394,6 +395,10 @@ class Gateway:
         """A request failed by the fault of `backend`."""
         if backend.failed(reason, monotonic(), self.settings.health):
             self.events("backend_ejected", backend=backend.name, reason=reason, ejections=backend.ejections)
+
+    def restarted(self, backend: Backend) -> None:
+        """Nothing that `backend` was sent is cached there any more; what was learnt of its speed stays."""
+        self.prefixes.forget(backend.row)
 
     def ended(self, exchange: Exchange, backend: Backend | None) -> None:
         """Book an exchange that is over; `backend` is where it was last."""

@@ -64,6 +64,8 @@ class Monitor:
                 good = False
             if backend.checked(good, monotonic(), health):
                 self._gateway.events("backend_healthy" if good else "backend_unhealthy", backend=backend.name)
+                if good:
+                    self._gateway.restarted(backend)
                 models_due = 0.0
                 self._gateway.released()
             if good and monotonic() >= models_due:
@@ -88,10 +90,11 @@ class Monitor:
             if settings.interval is None:
                 await asyncio.sleep(1.0)
                 continue
-            await self._scrape(backend)
+            await self.scrape(backend)
             await asyncio.sleep(settings.interval)
 
-    async def _scrape(self, backend: Backend) -> None:
+    async def scrape(self, backend: Backend) -> None:
+        """Read a backend's metrics once; what fails is counted."""
         settings = self._gateway.settings.scrape
         try:
             status, body = await get(backend, settings.path, settings.timeout)
@@ -102,7 +105,10 @@ class Monitor:
         if reading is None:
             backend.scrape_errors += 1
             return
-        backend.reading = reading
+        before, backend.reading = backend.reading, reading
+        counts_again = before is not None and reading.prefix_queries < before.prefix_queries
+        if counts_again or not reading.caches_prefixes:
+            self._gateway.restarted(backend)
         if backend.settings.kv_capacity_tokens is not None:
             reading = reading._replace(kv_capacity_tokens=0)  # what was declared stands
         self._gateway.ledger.scraped(backend.row, reading, monotonic())

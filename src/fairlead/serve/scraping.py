@@ -13,6 +13,7 @@ _LINES = re.compile(
 )
 _BLOCK_SIZE = re.compile(rb'[{,]block_size="(\d+)"')
 _NUM_BLOCKS = re.compile(rb'[{,]num_gpu_blocks="(\d+)"')
+_NOT_CACHING = re.compile(rb'[{,]enable_prefix_caching="False"')
 _ORCA = re.compile(rb"named_metrics\.(num_requests_waiting|kv_cache_usage_perc) *= *([0-9.eE+-]+)")
 
 
@@ -30,13 +31,16 @@ class Reading(NamedTuple):
     new_preemptions: float
     """Since the reading before."""
     prefix_hit_rate: float
-    """`vllm:prefix_cache_hits_total` over `prefix_cache_queries_total`, since the reading before."""
+    """`vllm:prefix_cache_hits_total` over `prefix_cache_queries_total`, since the last reading before which
+    there were other queries."""
     kv_capacity_tokens: int
     """Blocks times block size, summed; 0 if it is not told."""
     prefix_hits: float = 0.0
     """Tokens found in the prefix cache, ever."""
     prefix_queries: float = 0.0
     """Tokens looked for there, ever."""
+    caches_prefixes: bool = True
+    """False if it says that it does not."""
 
 
 def read_metrics(text: bytes, before: Reading | None = None) -> Reading | None:
@@ -49,12 +53,14 @@ def read_metrics(text: bytes, before: Reading | None = None) -> Reading | None:
     running = waiting = preemptions = hits = queries = 0.0
     kv_usage = -1.0
     capacity = 0
+    caches = True
     seen = set()
     for name, labels, number in _LINES.findall(text):
         if name == b"cache_config_info":
             size, blocks = _BLOCK_SIZE.search(labels), _NUM_BLOCKS.search(labels)
             if size and blocks:
                 capacity += int(size[1]) * int(blocks[1])
+            caches = caches and _NOT_CACHING.search(labels) is None
             continue
         try:
             value = float(number)
@@ -80,10 +86,16 @@ def read_metrics(text: bytes, before: Reading | None = None) -> Reading | None:
     if not 0.0 <= kv_usage <= 1.0:
         return None
     new = max(0.0, preemptions - before.preemptions) if before is not None else 0.0
-    looked = queries - before.prefix_queries if before is not None else 0.0
-    found = hits - before.prefix_hits if before is not None else 0.0
-    rate = min(1.0, found / looked) if looked > 0.0 and found > 0.0 else 0.0
-    return Reading(running, waiting, kv_usage, preemptions, new, rate, capacity, hits, queries)
+    rate = 0.0
+    if before is not None:
+        restarted = queries < before.prefix_queries  # counters begin again at zero
+        looked = queries if restarted else queries - before.prefix_queries
+        found = hits if restarted else hits - before.prefix_hits
+        # As in the simulator: where nothing was looked up, the last rate stands.
+        rate = max(0.0, min(1.0, found / looked)) if looked > 0.0 else before.prefix_hit_rate
+        if restarted and looked == 0.0:
+            rate = 0.0
+    return Reading(running, waiting, kv_usage, preemptions, new, rate, capacity, hits, queries, caches)
 
 
 def orca_reading(value: bytes) -> tuple[float | None, float | None] | None:

@@ -53,10 +53,15 @@ class EventMeter:
         """The last `usage` seen."""
         self._tail = b""
         self._first = True
-        self._ahead = 0  # a chat's first event brings the role: it comes with the first token, not before it
+        self._ahead = (
+            False  # a chat's first event brings the role: it comes with the first token, not before it
+        )
 
     def feed(self, data: bytes) -> int:
-        """Take the next piece; returns how many tokens it brought."""
+        """Take the next piece; returns how many tokens it brought.
+
+        Those that only the total at the end tells of are in `tokens`, but brought by no piece.
+        """
         if self._tail:
             data = self._tail + data
         if b"\r" in data:  # only framing: JSON escapes it
@@ -73,16 +78,15 @@ class EventMeter:
             events = data.count(b"\n\n", 0, end)
             if self._first:
                 self._first = False
-                if _ROLE_ONLY.search(data):
-                    self._ahead = 1
+                if _ROLE_ONLY.search(data, 0, end):
                     events -= 1
                     if events == 0:  # the role alone: its token follows at once
+                        self._ahead = True
                         self.tokens = 1
                         return 1
-            elif self._ahead and before == 1 and events:
+            elif self._ahead and events:
+                self._ahead = False
                 events -= 1
-            if self._ahead and before == 1:
-                self._ahead = 0
             events -= data.count(b"data: [DONE]", 0, end) + data.count(b"\n:", 0, end) + data.startswith(b":")
             if b'"choices"' in data and _NO_CHOICES.search(data, 0, end):
                 events -= 1
@@ -92,7 +96,10 @@ class EventMeter:
             if usage is not None:
                 self.usage = usage
                 if usage.output_tokens >= 0:
-                    self.tokens = max(usage.output_tokens, before)
+                    counted, self.tokens = self.tokens, max(usage.output_tokens, before)
+                    if _NO_CHOICES.search(data, 0, end):
+                        # The total, after the last token: what events had hidden came long before, not now.
+                        return min(counted, self.tokens) - before
         return self.tokens - before
 
 
