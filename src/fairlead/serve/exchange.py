@@ -25,6 +25,7 @@ from fairlead.serve.messages import (
 from fairlead.serve.scraping import orca_reading
 from fairlead.serve.settings import Limits, Timeouts
 from fairlead.serve.tokens import TAIL_BYTES, EventMeter, PromptEstimate, Usage, find_usage
+from fairlead.serve.totals import TOTALLED, TotalsFilter, asking
 from fairlead.serve.upstream import UpstreamConnection
 
 _DROPPED_FROM_REQUEST = HOP_BY_HOP | {
@@ -52,6 +53,8 @@ class Dispatcher(Protocol):
     """Whether clients authenticate themselves to the gateway."""
     orca: bool
     """Whether to ask backends for load reports."""
+    ask_usage: bool
+    """Whether to ask for the `usage` of every stream."""
     attempts: int
     """Backends tried for one request, at most."""
     retry_statuses: frozenset[int]
@@ -79,8 +82,10 @@ class Exchange:
     """One request, its attempts, its answer."""
 
     __slots__ = (
+        "_asks",
         "_chunked_up",
         "_entry",
+        "_filter",
         "_first_at",
         "_gateway",
         "_last_at",
@@ -152,6 +157,8 @@ class Exchange:
         self._upstream: UpstreamConnection | None = None
         self._entry: Entry | None = None
         self._meter: EventMeter | None = None
+        self._asks = False  # for `usage`, without its client's knowing
+        self._filter: TotalsFilter | None = None
         self._tail = b""
         self._to_client_chunked = False
         self._stale = False
@@ -188,7 +195,10 @@ class Exchange:
             return
         body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts = [body] if body else []
-        self.facts = read_facts(body, self.request.path) if body else _NO_BODY
+        self.facts = facts = read_facts(body, self.request.path) if body else _NO_BODY
+        if self._gateway.ask_usage and facts.no_stream_options and self.request.path in TOTALLED:
+            self._asks = True
+            self._parts = [asking(body)]
         self._dispatch()
 
     def client_left(self) -> None:
@@ -282,6 +292,8 @@ class Exchange:
                     via += value + b", "
             elif lower == b"authorization" and (gateway.keyed or backend.authorization):
                 pass  # it was meant for the gateway
+            elif self._asks and lower == b"accept-encoding":
+                pass  # events are to be read on the way
             elif lower not in named:
                 lines.append(name + b": " + value)
         if backend.authorization:
@@ -326,7 +338,7 @@ class Exchange:
         lines = [status_line(status)]
         named = named_in_connection(headers)
         asked = gateway.orca and not request.header(b"endpoint-load-metrics-format")
-        events = False
+        events = encoded = False
         via = b""
         for lower, name, value in headers:
             if lower in _DROPPED_FROM_ANSWER:
@@ -335,6 +347,8 @@ class Exchange:
                 continue
             if lower == b"content-type":
                 events = value.startswith(b"text/event-stream")
+            elif lower == b"content-encoding":
+                encoded = True
             elif lower == b"endpoint-load-metrics" and gateway.orca:
                 reading = orca_reading(value)
                 if reading is not None:
@@ -345,6 +359,9 @@ class Exchange:
                 lines.append(name + b": " + value + b"\r\n")
         if events and status == 200:
             self._meter = EventMeter()
+            if self._asks and not encoded:
+                self._filter = TotalsFilter()
+                length = -1  # it would be too long
         if length >= 0 or self.head_only:
             if length >= 0:
                 lines.append(b"Content-Length: %d\r\n" % length)
@@ -363,9 +380,7 @@ class Exchange:
 
     def answer_body(self, data: bytes) -> None:
         """A piece of the answer: pass it on, then count what was in it."""
-        self.request.connection.write(
-            b"%x\r\n%b\r\n" % (len(data), data) if self._to_client_chunked else data
-        )
+        self._show(data if self._filter is None else self._filter.feed(data))
         now = monotonic()
         self.deadline = now + self._gateway.timeouts.idle
         meter = self._meter
@@ -385,11 +400,19 @@ class Exchange:
         else:
             self._tail = (self._tail + data)[-TAIL_BYTES:]
 
+    def _show(self, data: bytes) -> None:
+        if data:
+            self.request.connection.write(
+                b"%x\r\n%b\r\n" % (len(data), data) if self._to_client_chunked else data
+            )
+
     def answer_ends(self) -> None:
         """The answer is complete."""
         request, backend = self.request, self.backend
         assert backend is not None and self.facts is not None
         self._upstream = None
+        if self._filter is not None:
+            self._show(self._filter.rest())
         if self._to_client_chunked:
             request.connection.write(b"0\r\n\r\n")
         if self.status == 200:

@@ -49,6 +49,7 @@ class _Body(msgspec.Struct, gc=False):
     max_tokens: Any = None
     max_completion_tokens: Any = None
     max_output_tokens: Any = None
+    stream_options: msgspec.Raw = _NOTHING
     user: Any = None
     session_id: Any = None
     prompt_cache_key: Any = None
@@ -78,6 +79,8 @@ class Facts(NamedTuple):
     """The prompt as JSON, for its prefixes; empty where it could not be found."""
     stored: bool
     """Whether the backend may keep the answer (`store` of the Responses API)."""
+    no_stream_options: bool = False
+    """Whether it is known that the client said nothing about `stream_options` of its stream."""
 
 
 def unknown(size: int) -> Facts:
@@ -144,6 +147,7 @@ def read_facts(body: bytes, path: bytes) -> Facts:
         session,
         prompt,
         path == b"/v1/responses" and parsed.store is not False,
+        parsed.stream is True and not bytes(parsed.stream_options),
     )
 
 

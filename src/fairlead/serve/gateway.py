@@ -140,6 +140,7 @@ class Gateway:
         self.attempts = settings.retries.attempts
         self.retry_statuses = frozenset(settings.retries.statuses)
         self.orca = settings.scrape.orca
+        self.ask_usage = settings.tokens.ask_usage
 
     # Backends come and go.
 

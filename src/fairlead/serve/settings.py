@@ -235,6 +235,10 @@ class Tokens(Section):
 
     bytes_per_token: Positive = 4.0
     """The first guess for every model; it follows `usage` in the answers."""
+    ask_usage: bool = False
+    """Ask for the `usage` of streamed answers whose client did not, and keep it from that client: so tokens
+    are counted right where a backend merges several into one event. Requests are then not passed on byte for
+    byte, and backends must know `stream_options`."""
 
 
 class Prefixes(Section):

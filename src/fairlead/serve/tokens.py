@@ -40,6 +40,11 @@ def find_usage(data: bytes) -> Usage | None:
     return Usage(int(prompt[1]) if prompt else -1, int(output[1]) if output else -1)
 
 
+def is_total(event: bytes) -> bool:
+    """Whether an event only brings the `usage` of the whole answer."""
+    return _NO_CHOICES.search(event) is not None and find_usage(event) is not None
+
+
 class EventMeter:
     """Counts the tokens in a stream of server-sent events, piece by piece as it passes."""
 
