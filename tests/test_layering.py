@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "env": UP_TO_SIMULATOR | {"policy"},
     "policy": BASE | {"view"},
     "vidur": UP_TO_SIMULATOR | {"calibrate"},
-    "evaluate": UP_TO_SIMULATOR | {"calibrate", "vidur", "env", "policy"},
+    "evaluate": UP_TO_SIMULATOR | {"calibrate", "vidur", "env", "policy", "serve"},
     "train": UP_TO_EVALUATE,
     "serve": BASE | {"view", "policy"},
     "emulate": UP_TO_SIMULATOR | {"serve"},  # its connections are those of the gateway

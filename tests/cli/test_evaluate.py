@@ -4,6 +4,9 @@ import json
 from importlib.metadata import PackageNotFoundError
 
 import pytest
+from tests.emulated import emulated
+
+from fairlead.workload.scenario import load_scenario
 
 SMALL = ("evaluate", "--scenario", "uniform-lengths", "--load", "0.7", "--requests", "60", "--seeds", "2")
 FILES = ("results.json", "requests.parquet", "report.html")
@@ -79,3 +82,38 @@ def test_without_vidur_its_option_says_what_to_install(fairlead, tmp_path, monke
     assert ended.err == (
         "error: the simulator Vidur is not installed: pip install 'fairlead[vidur]' (Linux on x86-64)\n"
     )
+
+
+def test_live_servers_are_measured(fairlead, tmp_path):
+    scenario = tmp_path / "tiny.yaml"
+    scenario.write_text(
+        "replicas: [{device: a100-80g, count: 2}]\n"
+        "workload:\n  arrivals: {kind: poisson}\n"
+        "  lengths: {kind: uniform, prompt: {min: 5, max: 9}, output: {min: 2, max: 5}}\n"
+    )
+    out = tmp_path / "run"
+    with emulated(load_scenario(scenario)) as urls:
+        servers = [option for url in urls for option in ("--backend", url)]
+        run = ("evaluate", *servers, "-s", str(scenario), "--routers", "lor,random", "--seeds", "2")
+        ended = fairlead(*run, "--requests", "10", "--rate", "40", "--out", str(out))
+        assert ended.code == 0, ended.err
+        ended_again = fairlead(*run, "--rate", "1", "--minutes", "1", "--out", str(tmp_path / "long"))
+    assert "note: measured on live servers" in ended.err and (out / "report.html").is_file()
+    assert ended_again.code == 2 and "--minutes" in ended_again.err and not (tmp_path / "long").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--rate", "1"),
+        ("--backend", "http://127.0.0.1:1", "--simulator", "vidur"),
+        ("--backend", "http://127.0.0.1:1", "--dependence"),
+        ("--backend", "http://127.0.0.1:1"),
+        ("--backend", "nonsense"),
+        ("--backend", "http://127.0.0.1:1", "--rate", "2"),
+    ],
+)
+def test_live_options_that_make_no_sense_are_one_line(fairlead, tmp_path, options):
+    ended = fairlead(*SMALL, "--routers", "lor", "--out", str(tmp_path / "run"), *options)
+    assert ended.code == 2 and ended.err.splitlines()[-1].startswith("error: ")
+    assert not (tmp_path / "run").exists()

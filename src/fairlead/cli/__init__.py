@@ -21,6 +21,7 @@ from fairlead.cli import (
     calibrate,
     emulate,
     evaluate,
+    probe,
     replay_log,
     report,
     scenarios,
@@ -60,7 +61,7 @@ def _add(to: typer.Typer, name: str, verb: Callable[..., None], examples: Sequen
     to.command(name, help=_reflow(verb), epilog=f"Example:\n\n{lines}")(verb)
 
 
-for _verb in (scenarios, simulate, train, evaluate, report, serve, replay_log, emulate, bench):
+for _verb in (scenarios, simulate, train, evaluate, report, serve, probe, replay_log, emulate, bench):
     _add(app, _verb.__name__.rpartition(".")[2].replace("_", "-"), _verb.command, _verb.EXAMPLES)
 _calibrate = typer.Typer(help=calibrate.HELP, rich_markup_mode="rich")
 for _name, (_command, _examples) in calibrate.COMMANDS.items():

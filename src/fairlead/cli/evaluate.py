@@ -21,8 +21,11 @@ from fairlead.cli.options import (
     split,
 )
 from fairlead.cli.output import ProgressBar, on_interrupt, print_json, say, show
+from fairlead.cli.serve import gateway_settings
+from fairlead.errors import FairleadError
 
 if TYPE_CHECKING:
+    from fairlead.evaluate.live_tournament import Plan
     from fairlead.evaluate.results import Results
     from fairlead.workload.scenario import Scenario
 
@@ -30,6 +33,8 @@ EXAMPLES = (
     "fairlead evaluate --scenario chat-unequal --out runs/baselines",
     "fairlead evaluate --scenario chat-equal,chat-unequal --load 0.7 "
     "--routers heuristics,runs/mine/policy.onnx --seeds 10 --out runs/mine-evaluated",
+    "fairlead evaluate --backend http://127.0.0.1:8001 --backend http://127.0.0.1:8002 --rate 4 "
+    "--scenario chat-equal --routers lor,least_work --requests 200 --seeds 3 --out runs/live",
 )
 
 
@@ -78,25 +83,61 @@ def command(
             "which is a thousand times slower and knows less: see docs/vidur.md."
         ),
     ] = Simulator.fairlead,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL",
+            help="Measure on live servers instead, through the gateway: one of them; once for each.",
+            show_default=False,
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.yaml",
+            help="Settings of that gateway, as for `fairlead serve`: declared speeds, keys, the backends.",
+            show_default=False,
+        ),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            metavar="R",
+            help="With live servers: requests per second, instead of --load.",
+            show_default=False,
+        ),
+    ] = None,
+    minutes: Annotated[
+        float, typer.Option(min=0.1, metavar="N", help="With live servers: how long it may take at most.")
+    ] = 60.0,
     json: Json = False,
 ) -> None:
     """Compare routers on the same requests: who is better, by how much, and how sure that is.
 
     Every router serves exactly the same arrivals, which no training has seen. Differences are taken run by
     run, with 95 % intervals. Writes results.json, requests.parquet (every single request) and report.html.
+    With --backend the requests are sent to live servers, at their times, one router after the other.
     """
+    from fairlead.evaluate.live_tournament import Bounds, run_live_tournament
     from fairlead.evaluate.report import render_report
     from fairlead.evaluate.tables import terminal_table
     from fairlead.evaluate.tournament import ALL_HEURISTICS, run_tournament
     from fairlead.vidur.offline import check_installed
 
+    live = bool(backend) or config is not None
+    if live and (simulator is Simulator.vidur or dependence):
+        raise FairleadError("--backend measures live servers: leave out --simulator and --dependence")
+    if rate is not None and not live:
+        raise FairleadError("--rate is for live servers (--backend); simulations take --load")
     if simulator is Simulator.vidur:
         check_installed()
     scenarios = scenario_list(scenario)
     loads = load_list(load)
     existing(training_log)
     all_heuristics = [
-        name for name in ALL_HEURISTICS if simulator is Simulator.fairlead or name != "lookahead"
+        name
+        for name in ALL_HEURISTICS
+        if (simulator is Simulator.fairlead and not live) or name != "lookahead"
     ]
     names = [
         name
@@ -106,18 +147,30 @@ def command(
     for each in scenarios:
         capacity(each)
     with on_interrupt(lambda: f"nothing was saved in {out}"), ProgressBar() as progress:
-        results = run_tournament(
-            scenarios,
-            loads,
-            names,
-            seed_list(seed, seeds),
-            requests,
-            out,
-            progress,
-            favor=favor,
-            command=str(context.obj),
-            simulator=simulator.value,
-        )
+        if live:
+            results = run_live_tournament(
+                _plan(scenarios, loads, rate, seed_list(seed, seeds), requests),
+                gateway_settings(config, backend or []),
+                names,
+                out,
+                progress,
+                favor=favor,
+                command=str(context.obj),
+                bounds=Bounds(run_minutes=minutes),
+            )
+        else:
+            results = run_tournament(
+                scenarios,
+                loads,
+                names,
+                seed_list(seed, seeds),
+                requests,
+                out,
+                progress,
+                favor=favor,
+                command=str(context.obj),
+                simulator=simulator.value,
+            )
         if dependence:
             _examine(names, favor, scenarios, results, out)
         page = render_report(out, training_log=training_log)
@@ -131,6 +184,17 @@ def command(
         for sentence in results.words:
             typer.echo(sentence)
     say(f"report: {page}")
+
+
+def _plan(
+    scenarios: "list[Scenario]", loads: list[float] | None, rate: float | None, seeds: list[int], count: int
+) -> "Plan":
+    """What is run on live servers."""
+    from fairlead.evaluate.live_tournament import Plan, rates
+
+    if len(scenarios) != 1:
+        raise FairleadError("live servers are measured with one scenario at a time: name one")
+    return Plan(scenarios[0], rates(scenarios[0], loads, rate), tuple(seeds), count)
 
 
 def _examine(

@@ -1,5 +1,6 @@
 """`fairlead serve`: the gateway in front of real servers."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,7 +83,9 @@ def command(
     from fairlead.compiled import is_cached
 
     def settings() -> "GatewaySettings":
-        return _settings(config, assignments or [], backend or [], policy, favor, host, port)
+        return gateway_settings(
+            config, backend or [], assignments or [], policy=policy, favor=favor, host=host, port=port
+        )
 
     chosen = settings()
     if not is_cached():
@@ -117,14 +120,15 @@ def command(
     uvloop.run(main())
 
 
-def _settings(
+def gateway_settings(
     config: Path | None,
-    assignments: list[str],
     backends: list[str],
-    policy: str | None,
-    favor: float | None,
-    host: str | None,
-    port: int | None,
+    assignments: Sequence[str] = (),
+    *,
+    policy: str | None = None,
+    favor: float | None = None,
+    host: str | None = None,
+    port: int | None = None,
 ) -> "GatewaySettings":
     """The settings of the file, with what the options say on top."""
     from fairlead.serve.settings import parse_settings

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fairlead.errors import FairleadError
+from fairlead.evaluate.prompts import Prompts, Words
 from fairlead.simulator.outcomes import Outcomes
 from fairlead.workload.requests import Requests
 
@@ -28,7 +29,6 @@ REPLICA_HEADER = b"x-fairlead-replica"
 
 _COMPLETION_TOKENS = re.compile(rb'"completion_tokens":\s*(\d+)')
 _TAIL_BYTES = 2048  # `usage` is at the end of an answer
-_WORD = "tide"
 _START_IN_S = 0.2
 
 Lengths = Literal["limit", "hint"]
@@ -96,6 +96,7 @@ async def replay(
     *,
     model: str,
     lengths: Lengths = "limit",
+    prompts: Prompts | None = None,
     speed: float = 1.0,
     timeout_s: float = 300.0,
 ) -> LiveRun:
@@ -103,10 +104,11 @@ async def replay(
 
     Args:
         url: `http://host:port` of a server or gateway.
-        requests: N requests; prompts are made of as many words. Where blocks have the same content, the
-            prompts have the same words; otherwise each begins with one of its own.
+        requests: N requests. Each carries its number as `X-Request-Id`.
         model: the name to ask for.
         lengths: how the server learns the output lengths.
+        prompts: what is sent; default: as many words as each prompt has tokens. Where blocks have the same
+            content, the prompts are the same; otherwise each begins with something of its own.
         speed: that of the servers' time: arrivals come so many times as fast, measured times are multiplied.
         timeout_s: a request that takes longer (s of the wall) has failed.
 
@@ -118,16 +120,18 @@ async def replay(
         raise FairleadError(f"{url!r} is not the address of a server, for example http://127.0.0.1:9000")
     loop = asyncio.get_running_loop()
     pool = _Pool(parts.hostname, parts.port or 80)
-    prompts = _Prompts(requests)
+    prompts = prompts or Words(requests)
     head = f"POST {parts.path.rstrip('/')}/v1/completions HTTP/1.1\r\nHost: {parts.netloc}\r\n".encode()
+    head += b"Content-Type: application/json\r\n"
     calls: list[_Call] = []
     start_s = time.perf_counter() + _START_IN_S
     for i in range(len(requests)):
         due_s = start_s + float(requests.arrival_s[i]) / speed
         while (wait_s := due_s - time.perf_counter()) > 0:
             await asyncio.sleep(wait_s)
-        blocks = prompts.blocks(i) if lengths == "hint" else None
-        message = head + _message(model, prompts.text(i), int(requests.output_tokens[i]), blocks, lengths)
+        blocks = _contents(requests, i) if lengths == "hint" else None
+        body = _body(model, prompts.prompt(i), int(requests.output_tokens[i]), blocks, lengths)
+        message = b"%bX-Request-Id: %d\r\nContent-Length: %d\r\n\r\n%b" % (head, i, len(body), body)
         call = _Call(message, due_s, loop.create_future())
         call.timer = loop.call_later(timeout_s, call.fail, f"no complete answer after {timeout_s:g} s")
         calls.append(call)
@@ -138,44 +142,16 @@ async def replay(
     return _collect(requests, calls, start_s, speed)
 
 
-class _Prompts:
-    """Texts of as many words as prompts have tokens."""
-
-    def __init__(self, requests: Requests) -> None:
-        self._requests = requests
-        self._words = f" {_WORD}" * int(requests.prompt_tokens.max(initial=1))
-        self._blocks: dict[int, str] = {}
-
-    def text(self, i: int) -> str:
-        """The prompt of request i: the words of its full blocks, then one of its own and more."""
-        tokens, shared = int(self._requests.prompt_tokens[i]), ""
-        content = self._requests.content
-        if content is not None:
-            first = int(content.offsets[i])
-            full = min(tokens // content.block_size, int(content.offsets[i + 1]) - first)
-            ids = content.ids[first : first + full].tolist()
-            shared = " ".join(self._block(each, content.block_size) for each in ids)
-            tokens -= full * content.block_size
-        if tokens == 0:
-            return shared
-        own = f"r{i}{self._words[: (tokens - 1) * (len(_WORD) + 1)]}"
-        return f"{shared} {own}" if shared else own
-
-    def blocks(self, i: int) -> list[int] | None:
-        """What the full blocks of prompt and answer of request i contain, if the workload says."""
-        content = self._requests.content
-        if content is None:
-            return None
-        return [int(each) for each in content.ids[content.offsets[i] : content.offsets[i + 1]]]
-
-    def _block(self, content: int, size: int) -> str:
-        if content not in self._blocks:
-            self._blocks[content] = " ".join(f"b{content}w{j}" for j in range(size))
-        return self._blocks[content]
+def _contents(requests: Requests, i: int) -> list[int] | None:
+    """What the full blocks of prompt and answer of request i contain, if the workload says."""
+    content = requests.content
+    if content is None:
+        return None
+    return [int(each) for each in content.ids[content.offsets[i] : content.offsets[i + 1]]]
 
 
-def _message(
-    model: str, prompt: str, output_tokens: int, blocks: list[int] | None, lengths: Lengths
+def _body(
+    model: str, prompt: str | list[int], output_tokens: int, blocks: list[int] | None, lengths: Lengths
 ) -> bytes:
     fields: dict[str, object] = {
         "model": model,
@@ -191,8 +167,7 @@ def _message(
         if blocks is not None:
             hints["fairlead_blocks"] = blocks
         fields |= {"max_tokens": 65_536, "vllm_xargs": hints}
-    body = msgspec.json.encode(fields)
-    return b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    return msgspec.json.encode(fields)
 
 
 def _collect(requests: Requests, calls: "list[_Call]", start_s: float, speed: float) -> LiveRun:

@@ -62,7 +62,7 @@ class Configuration(Record):
     command: str = ""
     """The command that made it, if there was one."""
     simulator: str = "fairlead"
-    """What simulated it: `fairlead`, or another simulator with its version."""
+    """What simulated it: `fairlead`, or another simulator with its version; or `live servers (N)`."""
     notes: list[str] = []
     """What a reader must know about how another simulator was used, in sentences."""
 

@@ -103,7 +103,7 @@ def run_tournament(
         scenarios={s.name: s.model_dump(mode="json") for s in scenarios},
         loads=settings,
         capacity_rps={s.name: capacity_rps(s) for s in scenarios},
-        routers=[RouterInfo(name=e.name, kind=e.kind, detail=_detail(e)) for e in entries],
+        routers=[RouterInfo(name=e.name, kind=e.kind, detail=detail(e)) for e in entries],
         seeds=list(seeds),
         requests=requests,
         command=command,
@@ -125,7 +125,7 @@ def run_tournament(
                     for seed, outcomes in zip(seeds, runs, strict=True):
                         writer.write(scenario.name, load, entry.name, seed, outcomes)
                         metrics = summarise(outcomes, scenario.slo.ttft_s, scenario.slo.tpot_s)
-                        rows.append(_row(scenario.name, load, entry.name, seed, rate, metrics))
+                        rows.append(row(scenario.name, load, entry.name, seed, rate, metrics))
     if progress is not None:
         progress("evaluating", total, total)
     results = build_results(configuration, rows)
@@ -133,12 +133,12 @@ def run_tournament(
     return results
 
 
-def _row(scenario: str, load: float, router: str, seed: int, rate: float, metrics: dict[str, float]) -> Row:
+def row(scenario: str, load: float, router: str, seed: int, rate: float, metrics: dict[str, float]) -> Row:
     labels: dict[str, Any] = {"scenario": scenario, "load": load, "router": router, "seed": seed}
     return Row.model_validate({**labels, "rate_rps": rate, **metrics})
 
 
-def _detail(entry: Entry) -> str:
+def detail(entry: Entry) -> str:
     """What identifies a router in the record; for a policy also what it was trained with."""
     metadata = getattr(entry.router, "metadata", None)
     if metadata is None:

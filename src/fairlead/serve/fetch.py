@@ -1,6 +1,7 @@
-"""Small requests of the gateway's own to a backend: health checks, metrics, models."""
+"""Small requests of our own to a backend: health checks, metrics, models, probes."""
 
 import asyncio
+from typing import NamedTuple
 
 from fairlead.serve.backend import Backend
 from fairlead.serve.messages import Headers
@@ -10,8 +11,16 @@ MAX_BYTES = 4 * 1024 * 1024
 """An answer longer than this is a failure."""
 
 
-class _Get:
-    """A GET request, its answer gathered in memory."""
+class Fetched(NamedTuple):
+    """An answer."""
+
+    status: int
+    headers: Headers
+    body: bytes
+
+
+class _Fetch:
+    """A request, its answer gathered in memory."""
 
     head_only = False
 
@@ -22,6 +31,7 @@ class _Get:
         self._connection: UpstreamConnection | None = None
         self._cancelled = False
         self.status = 0
+        self.headers: Headers = []
         self.done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
     def connected(self, connection: UpstreamConnection) -> None:
@@ -36,7 +46,7 @@ class _Get:
         self._fail(reason)
 
     def answer_begins(self, status: int, headers: Headers, length: int) -> None:
-        self.status = status
+        self.status, self.headers = status, headers
 
     def answer_body(self, data: bytes) -> None:
         self._size += len(data)
@@ -74,14 +84,36 @@ async def get(backend: Backend, path: str, timeout: float) -> tuple[int, bytes]:
     Raises:
         OSError: if there was no complete answer within `timeout` s (`TimeoutError` is one).
     """
-    head = b"GET " + backend.prefix + path.encode() + b" HTTP/1.1\r\nHost: " + backend.authority + b"\r\n"
+    found = await fetch(backend, path, timeout)
+    return found.status, found.body
+
+
+async def fetch(
+    backend: Backend, path: str, timeout: float, *, json: bytes | None = None, headers: bytes = b""
+) -> Fetched:
+    """The answer to a GET of `path`, or to a POST of `json`.
+
+    Args:
+        backend: through whose pool it goes.
+        path: behind the backend's prefix.
+        timeout: s.
+        json: the body of a POST.
+        headers: further header lines, each with its line end.
+
+    Raises:
+        OSError: if there was no complete answer within `timeout` s (`TimeoutError` is one).
+    """
+    method = b"GET " if json is None else b"POST "
+    head = method + backend.prefix + path.encode() + b" HTTP/1.1\r\nHost: " + backend.authority + b"\r\n"
     if backend.authorization:
         head += b"Authorization: " + backend.authorization + b"\r\n"
-    request = _Get(head + b"User-Agent: fairlead\r\nAccept: */*\r\n\r\n")
+    if json is not None:
+        head += b"Content-Type: application/json\r\nContent-Length: %d\r\n" % len(json)
+    request = _Fetch(head + headers + b"User-Agent: fairlead\r\nAccept: */*\r\n\r\n" + (json or b""))
     backend.pool.connect(request)
     try:
         async with asyncio.timeout(timeout):
             body = await request.done
     finally:
         request.cancel()
-    return request.status, body
+    return Fetched(request.status, request.headers, body)

@@ -1,0 +1,46 @@
+"""Probing and comparing on two real vLLM servers."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from fairlead.evaluate.live_tournament import Plan, rates, run_live_tournament
+from fairlead.evaluate.results import load_results
+from fairlead.serve.probe import probe, suggest
+from fairlead.serve.settings import BackendSettings, parse_settings
+from fairlead.workload.scenario import load_scenario
+
+pytestmark = pytest.mark.vllm
+
+SCENARIO = """
+replicas: [{device: a100-80g, count: 2}]
+workload:
+  arrivals: {kind: poisson}
+  lengths: {kind: uniform, prompt: {min: 20, max: 200}, output: {min: 4, max: 20}}
+"""
+
+
+def test_what_a_probe_finds(servers):
+    found = asyncio.run(probe([BackendSettings(url=server.url) for server in servers]))
+    for each in found:
+        assert not each.error and each.healthy and each.version
+        assert each.models == {"tiny": 4096} and each.block_size == 32
+        assert each.kv_capacity_tokens == 32 * (each.num_gpu_blocks or 0) > 4096
+        assert each.prefix_caching is True and each.load == 0
+        assert each.missing_metrics == []
+        assert each.orca == ["num_requests_waiting", "kv_cache_usage_perc"]
+        assert "max_num_seqs" in each.columns and "scraped_*" not in each.columns
+    assert suggest(found).count("kv_capacity_tokens") == 2
+
+
+def test_two_routers_on_the_same_requests(servers, tmp_path: Path):
+    file = tmp_path / "tiny.yaml"
+    file.write_text(SCENARIO)
+    scenario = load_scenario(file)
+    plan = Plan(scenario, rates(scenario, None, 4.0), (0, 1), 20)
+    settings = parse_settings({"backends": [{"url": server.url} for server in servers]}, "test")
+    run_live_tournament(plan, settings, ["lor", "random"], tmp_path / "live")
+    results = load_results(tmp_path / "live")
+    assert results.configuration.simulator == "live servers (2)"
+    assert len(results.rows) == 4 and all(row.ttft_mean_s > 0 for row in results.rows)
