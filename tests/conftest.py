@@ -1,6 +1,7 @@
 """Settings that every test shares: one thread, no display, and what is skipped."""
 
 import os
+import shutil
 from importlib.util import find_spec
 
 import pytest
@@ -12,9 +13,26 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["MPLBACKEND"] = "agg"
 
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome-headless-shell")
+"""Programs that are Chromium, as distributions call it."""
+
+
+def find_chromium() -> str | None:
+    """The path of a Chromium, if there is one on PATH."""
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str | None:
+    """The browser of tests that are marked `browser`."""
+    return find_chromium()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that need Vidur or real vLLM servers are skipped where these are not installed."""
+    """Tests that need Vidur, real vLLM servers or a browser are skipped where these are not installed."""
     missing = {}
+    if find_chromium() is None:
+        missing["browser"] = f"there is no Chromium on PATH (looked for {', '.join(BROWSERS)})"
     if find_spec("vidur") is None:
         missing["vidur"] = "the simulator Vidur is not installed: make test-vidur"
     if "FAIRLEAD_VLLM" not in os.environ:

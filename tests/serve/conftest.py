@@ -304,6 +304,7 @@ def play() -> Callable[..., None]:
         before: Callable[[list[Backend]], None] | None = None,
         per_backend: dict[str, Any] | None = None,
         clean: bool = True,
+        limit_s: float = 20,
         **settings: Any,
     ) -> None:
         async def main() -> None:
@@ -328,7 +329,7 @@ def play() -> Callable[..., None]:
             await server.start()
             world = World(there, server)
             try:
-                await asyncio.wait_for(scene(world), 20)
+                await asyncio.wait_for(scene(world), limit_s)
                 if clean:  # whatever happened, nothing is left behind
                     for client in world.clients:
                         client.close()

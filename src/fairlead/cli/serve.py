@@ -93,6 +93,7 @@ def command(
     try:
         import uvloop
 
+        from fairlead.serve.descriptors import raise_limit
         from fairlead.serve.server import Server
     except ModuleNotFoundError as error:
         raise FairleadError(f"serving needs {error.name}: pip install {error.name}") from None
@@ -102,6 +103,8 @@ def command(
         Gateway(chosen)
         say(f"the settings are good: {len(chosen.backends)} backends, policy {chosen.policy.router}")
         return
+
+    raise_limit()
 
     async def main() -> None:
         server = Server(chosen, settings)

@@ -7,7 +7,7 @@ start again with another backend; after that it can only end. Every path ends in
 
 from collections.abc import Sequence
 from time import monotonic
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from fairlead.serve.backend import Backend
 from fairlead.serve.facts import GENERATE, STATELESS, Facts, partial_facts, read_facts
@@ -26,7 +26,11 @@ from fairlead.serve.scraping import orca_reading
 from fairlead.serve.settings import Limits, Timeouts
 from fairlead.serve.tokens import TAIL_BYTES, EventMeter, PromptEstimate, Usage, find_usage
 from fairlead.serve.totals import TOTALLED, TotalsFilter, asking
+from fairlead.serve.traces import CONTEXT_HEADERS, Tracing
 from fairlead.serve.upstream import UpstreamConnection
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 _DROPPED_FROM_REQUEST = HOP_BY_HOP | {
     b"host",
@@ -36,6 +40,7 @@ _DROPPED_FROM_REQUEST = HOP_BY_HOP | {
     b"x-forwarded-proto",
     b"via",
 }
+_DROPPED_WHEN_TRACED = _DROPPED_FROM_REQUEST | CONTEXT_HEADERS
 _DROPPED_FROM_ANSWER = HOP_BY_HOP | {b"content-length", b"x-request-id", b"via"}
 _SAFE_METHODS = (b"GET", b"HEAD", b"OPTIONS")
 CLIENT_LEFT = 499
@@ -58,6 +63,7 @@ class Dispatcher(Protocol):
     attempts: int
     """Backends tried for one request, at most."""
     retry_statuses: frozenset[int]
+    traces: Tracing | None
 
     def place(self, exchange: "Exchange") -> Backend | None:
         """Choose a backend; None if the exchange has to wait or has been answered."""
@@ -102,6 +108,7 @@ class Exchange:
         "by",
         "deadline",
         "decided",
+        "decision_s",
         "expected_hit",
         "facts",
         "head_only",
@@ -112,6 +119,7 @@ class Exchange:
         "request",
         "request_id",
         "shadow",
+        "span",
         "started",
         "status",
         "tried",
@@ -141,6 +149,8 @@ class Exchange:
         """In the gateway's queue."""
         self.decided = 0.0
         """When a backend was chosen (s, monotonic)."""
+        self.decision_s = 0.0
+        """How long the choice took."""
         self.by = ""
         self.shadow = ""
         self.prompt_estimate = 0
@@ -150,6 +160,8 @@ class Exchange:
         self.output_tokens = 0
         self.logged: list[object] | None = None
         """The view at the decision, for the decision log."""
+        self.span: Span | None = None
+        """Where requests are traced."""
         self._parts: list[bytes] = []
         self._size = 0
         self._sent_all = False
@@ -284,8 +296,9 @@ class Exchange:
         ]
         named = named_in_connection(request.headers)
         forwarded = via = b""
+        dropped = _DROPPED_FROM_REQUEST if self.span is None else _DROPPED_WHEN_TRACED
         for lower, name, value in request.headers:
-            if lower in _DROPPED_FROM_REQUEST:
+            if lower in dropped:
                 if lower == b"x-forwarded-for":
                     forwarded += value + b", "
                 elif lower == b"via":
@@ -300,6 +313,8 @@ class Exchange:
             lines.append(b"Authorization: " + backend.authorization)
         if gateway.orca and not request.header(b"endpoint-load-metrics-format"):
             lines.append(b"endpoint-load-metrics-format: TEXT")
+        if self.span is not None and gateway.traces is not None:
+            lines += [name + b": " + value for _, name, value in gateway.traces.headers(self.span)]
         connection = request.connection
         lines.append(b"X-Request-Id: " + self.request_id)
         lines.append(b"X-Forwarded-For: " + forwarded + connection.peer)

@@ -20,6 +20,7 @@ from fairlead import rng
 from fairlead.errors import FairleadError
 from fairlead.serve.backend import Backend
 from fairlead.serve.decisions import Decider, PolicyFailed
+from fairlead.serve.descriptors import most_connections
 from fairlead.serve.exchange import Exchange
 from fairlead.serve.facts import session_number
 from fairlead.serve.frontend import ClientConnection, Request, Sink
@@ -30,6 +31,7 @@ from fairlead.serve.metrics import exposition
 from fairlead.serve.prefixes import CHUNK_BYTES, NO_KEYS, Prefixes, chunk_keys
 from fairlead.serve.settings import BackendSettings, GatewaySettings
 from fairlead.serve.tokens import PromptEstimate
+from fairlead.serve.traces import Tracing
 from fairlead.view import schema
 
 FORWARDED = (
@@ -122,6 +124,7 @@ class Gateway:
             if settings.logs.decisions
             else None
         )
+        self.traces = Tracing(settings.traces) if settings.traces is not None else None
         self._random = rng.stream(settings.policy.seed, "gateway", "slow return")
         self._id_prefix = os.urandom(6).hex().encode()
         self._id_count = 0
@@ -135,6 +138,9 @@ class Gateway:
         """Take over what can change while running (backends and policy aside)."""
         self.settings = settings
         self.limits, self.timeouts = settings.limits, settings.timeouts
+        if (most := most_connections()) < self.limits.max_connections:
+            self.events("few_open_files", max_connections=most, wanted=self.limits.max_connections)
+            self.limits = self.limits.model_copy(update={"max_connections": most})
         self.keyed = bool(settings.api_keys)
         self._keys = [key.encode() for key in settings.api_keys]
         self.attempts = settings.retries.attempts
@@ -224,6 +230,8 @@ class Gateway:
         if path == b"/v1/models" and request.method in (b"GET", b"HEAD") and self._has_models():
             return LocalAnswer(request, self._models, request_id)
         exchange = Exchange(self, request, request_id)
+        if self.traces is not None:
+            exchange.span = self.traces.begin(request)
         self.exchanges.add(exchange)
         return exchange
 
@@ -315,6 +323,7 @@ class Gateway:
             exchange.fail(500, f"the routing policy failed: {failure}", "policy")
             return None
         exchange.by = choice.by
+        exchange.decision_s = choice.seconds
         if self.decider.shadow is not None:
             shadow = self.decider.compare(view)
             self.decider.shadow_agreed += shadow == choice.row
@@ -411,6 +420,8 @@ class Gateway:
         path = request.path.decode("latin-1")
         key = (path if path in _COUNTED else "other", exchange.status)
         self.requests[key] = self.requests.get(key, 0) + 1
+        if exchange.span is not None and self.traces is not None:
+            self.traces.end(exchange.span, exchange, backend, key[0])
         if self.requests_log is not None:
             self.requests_log.write(self._request_line(exchange, backend, path))
         if self.decisions_log is not None and exchange.logged is not None:

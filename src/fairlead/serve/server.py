@@ -173,6 +173,8 @@ class Server:
         for backend in gateway.backends:
             backend.pool.close()
         await asyncio.sleep(0)
+        if gateway.traces is not None:
+            await asyncio.to_thread(gateway.traces.close)
         for log in (gateway.requests_log, gateway.decisions_log):
             if log is not None:
                 log.close()

@@ -125,7 +125,8 @@ class Limits(Section):
     """Bodies up to this size are read whole before a backend is chosen, and can be sent again to another. Of
     larger ones only the size is used, and they are streamed."""
     max_connections: Count = 20_000
-    """Client connections at once; more are answered with 503 and closed."""
+    """Client connections at once; more are answered with 503 and closed. Each needs two open files (its own
+    and that to a backend): where the process may not have so many, fewer are served, as an event says."""
     max_pipelined: Count = 16
     """Requests that a client may send ahead of the answers on one connection."""
 
@@ -269,6 +270,25 @@ class Logs(Section):
     """At this size the file is renamed to `NAME.1` (replacing an older one) and begun again."""
 
 
+class Traces(Section):
+    """OpenTelemetry: a span for each request. Needs the `otel` extra; taken up at the start."""
+
+    endpoint: str = "http://127.0.0.1:4318/v1/traces"
+    """Where a collector takes OTLP over HTTP."""
+    service: str = "fairlead"
+    """What the spans name as their `service.name`."""
+    share: Dial = 1.0
+    """Of the requests that come without a `traceparent`, so many are traced; for others its flag decides."""
+
+    @field_validator("endpoint")
+    @classmethod
+    def _check_endpoint(cls, endpoint: str) -> str:
+        parts = urlsplit(endpoint)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise invalid(f"{endpoint!r} is not an address such as http://127.0.0.1:4318/v1/traces")
+        return endpoint
+
+
 class Admin(Section):
     """The admin API and the dashboard, on a port of their own."""
 
@@ -313,6 +333,7 @@ class GatewaySettings(Section):
     retries: Retries = Retries()
     scrape: Scrape = Scrape()
     logs: Logs = Logs()
+    traces: Traces | None = None
     admin: Admin | None = None
 
     @field_validator("api_keys")
