@@ -14,6 +14,7 @@ from fairlead.serve.facts import GENERATE, STATELESS, Facts, partial_facts, read
 from fairlead.serve.frontend import Request
 from fairlead.serve.ledger import OTHER, STREAM, WHOLE, Entry, Ledger
 from fairlead.serve.messages import (
+    CONTEXT_HEADERS,
     HOP_BY_HOP,
     VIA,
     Headers,
@@ -26,7 +27,6 @@ from fairlead.serve.scraping import orca_reading
 from fairlead.serve.settings import Limits, Timeouts
 from fairlead.serve.tokens import TAIL_BYTES, EventMeter, PromptEstimate, Usage, find_usage
 from fairlead.serve.totals import TOTALLED, TotalsFilter, asking
-from fairlead.serve.traces import CONTEXT_HEADERS, Tracing
 from fairlead.serve.upstream import UpstreamConnection
 
 if TYPE_CHECKING:
@@ -47,6 +47,14 @@ CLIENT_LEFT = 499
 """What logs say of a request whose client left before its answer was complete (as nginx has it)."""
 
 
+class Tracer(Protocol):
+    """What an exchange needs of tracing."""
+
+    def headers(self, span: "Span") -> Headers:
+        """What tells a backend that its work belongs to `span`."""
+        ...
+
+
 class Dispatcher(Protocol):
     """What an exchange needs of its gateway."""
 
@@ -63,7 +71,10 @@ class Dispatcher(Protocol):
     attempts: int
     """Backends tried for one request, at most."""
     retry_statuses: frozenset[int]
-    traces: Tracing | None
+
+    @property
+    def traces(self) -> Tracer | None:
+        """None: requests are not traced."""
 
     def place(self, exchange: "Exchange") -> Backend | None:
         """Choose a backend; None if the exchange has to wait or has been answered."""

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 
 import msgspec
 
+CONTEXT_HEADERS = frozenset((b"traceparent", b"tracestate"))
+"""Which trace a request belongs to (W3C Trace Context)."""
 HOP_BY_HOP = frozenset(
     (
         b"connection",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from fairlead.errors import FairleadError
 from fairlead.serve.logs import EventLog
-from fairlead.serve.messages import Headers
+from fairlead.serve.messages import CONTEXT_HEADERS, Headers
 from fairlead.serve.settings import Traces
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from fairlead.serve.exchange import Exchange
     from fairlead.serve.frontend import Request
 
-CONTEXT_HEADERS = frozenset((b"traceparent", b"tracestate"))
 EXPORT_TIMEOUT_S = 2
-"""For one batch of 512 spans. At most 2,048 wait: a dead collector delays the end by about four times this."""
+"""For one batch of 512 spans. At most 2,048 wait: a dead collector delays the end by about four times this.
+"""
 
 
 class Tracing:
