@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from fairlead.calibrate.export import CACHE, export_vidur
-from fairlead.calibrate.operators import TOKEN_OPERATORS, VidurTables, vidur_tables
+from fairlead.calibrate.operators import VidurTables, vidur_tables
 from fairlead.errors import FairleadError
 from fairlead.simulator.hardware import device, model
 from fairlead.simulator.timing import analytic
-from fairlead.simulator.vidur_profile import read_vidur_profile
+from fairlead.simulator.vidur_profile import TOKEN_OPERATORS, read_vidur_profile
 
 LLAMA = model("llama-3-8b")
 

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 
-from fairlead.calibrate.operators import TOKEN_OPERATORS, shares, vidur_tables
+from fairlead.calibrate.operators import shares, vidur_tables
 from fairlead.simulator.hardware import device, model
 from fairlead.simulator.reference_timing import Scheduled, batch_seconds
 from fairlead.simulator.tables import OperatorTables, StepTable
 from fairlead.simulator.timing import Coefficients, analytic, iteration_time
+from fairlead.simulator.vidur_profile import TOKEN_OPERATORS
 
 LLAMA = analytic(model("llama-3-8b"), device("a100-80g"))
 TABLES = vidur_tables(LLAMA, max_tokens=512, max_seqs=128, max_context=4096)

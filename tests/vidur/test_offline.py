@@ -5,10 +5,11 @@ from importlib.metadata import PackageNotFoundError
 import numpy as np
 import pytest
 
-from fairlead.calibrate.operators import TOKEN_OPERATORS, VidurTables, vidur_tables
+from fairlead.calibrate.operators import VidurTables, vidur_tables
 from fairlead.errors import FairleadError
 from fairlead.simulator.hardware import device, model
 from fairlead.simulator.timing import analytic
+from fairlead.simulator.vidur_profile import TOKEN_OPERATORS
 from fairlead.vidur import offline
 from fairlead.vidur.offline import VidurCluster, VidurReplica, VidurRun, predictions
 from fairlead.workload.requests import Requests

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fairlead.calibrate.operators import CHUNK_STEP, TOKEN_OPERATORS, TOKEN_STEP, VidurTables, shares
+from fairlead.calibrate.operators import CHUNK_STEP, VidurTables, shares
 from fairlead.errors import FairleadError
 from fairlead.simulator.hardware import Model
+from fairlead.simulator.vidur_profile import TOKEN_OPERATORS, TOKEN_STEP
 
 VIDUR_MODELS: Mapping[str, str] = {
     "llama-3-8b": "meta-llama/Llama-3-8B",

@@ -22,24 +22,10 @@ import numpy.typing as npt
 
 from fairlead.simulator.hardware import Model
 from fairlead.simulator.tables import KV_BUCKET, OperatorTables, StepTable, TimingModel
+from fairlead.simulator.vidur_profile import TOKEN_OPERATORS, TOKEN_STEP
 
-TOKEN_STEP = 8
-"""Vidur rounds the new tokens of a batch up to a multiple of this."""
 CHUNK_STEP = 32
 """Vidur rounds a prompt chunk up to a multiple of this."""
-
-TOKEN_OPERATORS = (
-    "attn_pre_proj",
-    "attn_rope",
-    "attn_post_proj",
-    "input_layernorm",
-    "post_attention_layernorm",
-    "mlp_up_proj",
-    "mlp_act",
-    "mlp_down_proj",
-    "add",
-)
-"""Vidur's operators that depend on the number of new tokens alone."""
 
 FloatArray = npt.NDArray[np.float64]
 

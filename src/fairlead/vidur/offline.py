@@ -22,9 +22,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fairlead.calibrate.operators import CHUNK_STEP, TOKEN_OPERATORS, TOKEN_STEP, VidurTables
+from fairlead.calibrate.operators import CHUNK_STEP, VidurTables
 from fairlead.errors import FairleadError
 from fairlead.simulator.outcomes import Outcomes
+from fairlead.simulator.vidur_profile import TOKEN_OPERATORS, TOKEN_STEP
 from fairlead.workload.requests import Requests
 
 VERSION = "0.0.26"
