@@ -123,11 +123,18 @@ def test_a_trained_policy_routes_inside_vidur(tmp_path: Path):
     from fairlead.policy.network import RouterNetwork
 
     network = RouterNetwork(seed=3)
-    with torch.no_grad():
-        network.score_head.layer_2.weight.normal_(0, 1)
-    export_onnx(network, tmp_path / "mine.onnx", config={}, training={})
-    entry = find_router(str(tmp_path / "mine.onnx"))
-    vidur.check([UNEQUAL], [entry])
-    (served,) = vidur.simulate(UNEQUAL, 0.4, entry, [0], 40)
-    assert len(served) == 40
-    assert len(np.unique(served.replica)) > 1
+    torch.manual_seed(0)
+    torch.nn.init.normal_(network.score_head.layer_2.weight)
+    choices = []
+    for sign in ("likes", "dislikes"):
+        file = tmp_path / f"{sign}.onnx"
+        export_onnx(network, file, config={}, training={})
+        entry = find_router(str(file))
+        vidur.check([UNEQUAL], [entry])
+        (served,) = vidur.simulate(UNEQUAL, 0.4, entry, [0], 40)
+        assert len(served) == 40
+        choices.append(served.replica)
+        with torch.no_grad():
+            network.score_head.layer_2.weight.neg_()
+    # What one likes best, the other likes least.
+    assert choices[0][0] != choices[1][0]
