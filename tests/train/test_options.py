@@ -152,5 +152,5 @@ def test_attention_weights_and_features_are_logged_in_debug_mode(toy: Any, tmp_p
     histograms = set(events.Tags()["histograms"])
     assert {"reward/raw", "attention/layer_0", "weights/trunk.encoder.layers.0.weight"} <= histograms
     header, *rows = (line.split(",") for line in (tmp_path / "run" / "features.csv").read_text().splitlines())
-    assert header[1:3] == ["features/work/mean", "features/work/std"]
+    assert header[1:3] == ["/".join(("features", "work", each)) for each in ("mean", "std")]
     assert all(float(row[2]) > 0 for row in rows)  # it is not zero, and it varies
