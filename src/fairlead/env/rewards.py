@@ -7,7 +7,7 @@ a run is exactly w_ttft * (total TTFT) + w_e2e * (total E2E): dense, unbiased an
 `hybrid` (`fairlead.env.hybrid`): a weighted sum of many components.
 """
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,18 +29,6 @@ def waiting_cost(clusters: Clusters, weights: Floats) -> Floats:
     areas = np.empty((clusters.K, 2))
     waiting_areas(clusters.state, clusters.state.clusters["now"], areas)
     return np.einsum("kj,kj->k", weights, areas)
-
-
-class Reward(Protocol):
-    """The reward of K clusters during one episode."""
-
-    def __call__(self, clusters: Clusters, interval: Interval) -> Floats:
-        """(K,) for the time up to the decision at hand."""
-        ...
-
-    def routed(self) -> None:
-        """A decision has been taken."""
-        ...
 
 
 class Sojourn:

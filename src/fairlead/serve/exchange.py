@@ -108,7 +108,6 @@ class Exchange:
         "_last_at",
         "_meter",
         "_parts",
-        "_sent_all",
         "_size",
         "_stale",
         "_tail",
@@ -175,7 +174,6 @@ class Exchange:
         """Where requests are traced."""
         self._parts: list[bytes] = []
         self._size = 0
-        self._sent_all = False
         self._chunked_up = False
         self._upstream: UpstreamConnection | None = None
         self._entry: Entry | None = None
@@ -214,7 +212,7 @@ class Exchange:
             if self._upstream is not None:
                 if self._chunked_up:
                     self._upstream.write(b"0\r\n\r\n")
-                self._upstream.request_complete = self._sent_all = True
+                self._upstream.request_complete = True
             return
         body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts = [body] if body else []
@@ -269,7 +267,6 @@ class Exchange:
         request = self.request
         body = b"".join(self._parts) if len(self._parts) > 1 else self._parts[0] if self._parts else b""
         self._chunked_up = False
-        self._sent_all = request.complete
         if request.complete:
             length = b"Content-Length: %d\r\n" % len(body) if body or request.method == b"POST" else b""
         elif request.length >= 0:

@@ -114,7 +114,6 @@ class Gateway:
         self.queue: deque[Exchange] = deque()
         self.events = EventLog()
         self.started_at = monotonic()
-        self.reloads = 0
         self.queue_refused = 0
         self.requests: dict[tuple[str, int], int] = {}
         """Answered, by path class and status."""
@@ -213,7 +212,6 @@ class Gateway:
                 if old.name == label:  # still finishing under its old settings
                     old.name = f"{label} (replaced)"
             self.add(each)
-        self.reloads += 1
 
     # Requests.
 
