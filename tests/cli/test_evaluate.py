@@ -6,6 +6,10 @@ from importlib.metadata import PackageNotFoundError
 import pytest
 from tests.emulated import emulated
 
+from fairlead.policy import packaged
+from fairlead.policy.artefact import export_onnx
+from fairlead.policy.catalogue import ALL_HEURISTICS
+from fairlead.policy.network import RouterNetwork
 from fairlead.workload.scenario import load_scenario
 
 SMALL = ("evaluate", "--scenario", "uniform-lengths", "--load", "0.7", "--requests", "60", "--seeds", "2")
@@ -21,6 +25,15 @@ def test_it_writes_results_requests_and_a_report_and_prints_a_table(fairlead, tm
     assert str(out / "report.html") in ended.err
     results = json.loads((out / "results.json").read_text())
     assert len(results["rows"]) == 3 * 2
+
+
+def test_by_default_all_heuristics_and_the_generalist_compete(fairlead, tmp_path, monkeypatch):
+    export_onnx(RouterNetwork(), tmp_path / "generalist.onnx", config={}, training={})
+    monkeypatch.setattr(packaged, "DIRECTORY", tmp_path)
+    ended = fairlead(*SMALL, "--out", str(tmp_path / "run"), "--json")
+    assert ended.code == 0, ended.err
+    routers = json.loads(ended.out)["configuration"]["routers"]
+    assert [each["name"] for each in routers] == [*ALL_HEURISTICS, "generalist"]
 
 
 def test_json_on_stdout_is_the_results_file(fairlead, tmp_path):

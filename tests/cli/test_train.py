@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from fairlead.policy import packaged
+
 
 @pytest.mark.parametrize(
     ("options", "named"),
@@ -19,6 +21,7 @@ import pytest
         (("--resume", "--seed", "1"), "--resume"),
         (("--scenario", "uniform-lengths", "--favor", "2"), "favor"),
         (("--scenario", "uniform-lengths", "--start-from", "none.onnx"), "none.onnx"),
+        (("--scenario", "uniform-lengths", "--start-from", "fairlead/generalst"), "fairlead/generalist"),
     ],
 )
 def test_what_cannot_be_trained_is_one_line_and_leaves_nothing(fairlead, tmp_path, options, named):
@@ -72,22 +75,30 @@ def test_a_policy_is_trained_and_takes_part_in_an_evaluation(fairlead, tmp_path)
     assert again.code == 2 and str(out) in again.err
 
 
-def test_a_trained_policy_is_fine_tuned_and_settings_come_from_toml(fairlead, tmp_path):
+def test_a_trained_policy_is_fine_tuned_and_settings_come_from_toml(fairlead, tmp_path, monkeypatch):
     settings = tmp_path / "settings.toml"
     settings.write_text("evaluate_every = 1\n[network]\nhidden = 16\n", encoding="utf-8")
     first = fairlead(
         *("train", *SMALL, "--iterations", "1", "--config", str(settings), "--out", str(tmp_path / "first"))
     )
     assert first.code == 0, first.err
-    policy = tmp_path / "first" / "policy.onnx"
+    (tmp_path / "policies").mkdir()
+    (tmp_path / "first" / "policy.onnx").rename(tmp_path / "policies" / "generalist.onnx")
+    monkeypatch.setattr(packaged, "DIRECTORY", tmp_path / "policies")
+    settings = tuple(s for s in SMALL if "imitation." not in s)
     second = fairlead(
-        *("train", *SMALL[:2], *(s for s in SMALL[2:] if "imitation." not in s), "--start-from", str(policy)),
+        *("train", *settings, "--start-from", "fairlead/generalist"),
         *("--iterations", "1", "--favor", "0.5", "--device", "cpu", "--out", str(tmp_path / "second")),
     )
     assert second.code == 0, second.err
     config = json.loads((tmp_path / "second" / "config.json").read_text(encoding="utf-8"))
     assert config["network"]["hidden"] == 16  # that of the policy
     assert (config["imitation"], config["environment"]["favor"]) == (None, [0.5, 0.5])
+    assert config["start_from"] == "fairlead/generalist"
+
+    larger = ("--set", "network.hidden=32", "--out", str(tmp_path / "third"))
+    refused = fairlead("train", *settings, "--start-from", "fairlead/generalist", *larger)
+    assert refused.code == 2 and "another architecture" in refused.err
 
 
 def test_a_run_that_was_interrupted_goes_on_with_resume(fairlead, tmp_path, monkeypatch):

@@ -316,6 +316,7 @@ def play() -> Callable[..., None]:
             content: dict[str, Any] = {
                 "port": 0,
                 "backends": [{"url": each.url, "name": each.name, **(per_backend or {})} for each in there],
+                "policy": {"router": "least_work"},
                 "logs": {"requests": False},
                 "health": {"interval": 0.05, "slow_return_s": 0.0, "eject_s": 0.2},
                 "scrape": {"interval": 0.05},

@@ -35,7 +35,8 @@ def names(monkeypatch) -> Names:
 
 
 def settings(**more: object) -> GatewaySettings:
-    return parse_settings({"discovery": BY_NAME, "logs": {"requests": False}, **more}, "test")
+    usual = {"discovery": BY_NAME, "logs": {"requests": False}, "policy": {"router": "least_work"}}
+    return parse_settings({**usual, **more}, "test")
 
 
 def run(scene: Callable[[Gateway, Callable[[], Awaitable[None]]], Awaitable[None]], **more: object) -> None:

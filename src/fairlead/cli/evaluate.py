@@ -56,8 +56,8 @@ def command(
         list[str] | None,
         typer.Option(
             metavar="NAME_OR_FILE,...",
-            help="Heuristics by name (`heuristics`: all of them) and policies as ONNX files, "
-            "separated by commas. Default: heuristics.",
+            help="Heuristics by name (`heuristics`: all of them) and policies, fairlead/generalist or ONNX "
+            "files, separated by commas. Default: heuristics,fairlead/generalist.",
             show_default=False,
         ),
     ] = None,
@@ -122,6 +122,7 @@ def command(
     from fairlead.evaluate.report import render_report
     from fairlead.evaluate.tables import terminal_table
     from fairlead.evaluate.tournament import ALL_HEURISTICS, run_tournament
+    from fairlead.policy.packaged import GENERALIST
     from fairlead.vidur.offline import check_installed
 
     live = bool(backend) or config is not None
@@ -141,7 +142,7 @@ def command(
     ]
     names = [
         name
-        for text in split(routers or ["heuristics"], "router")
+        for text in split(routers or ["heuristics", GENERALIST], "router")
         for name in (all_heuristics if text == "heuristics" else [text])
     ]
     for each in scenarios:

@@ -27,7 +27,8 @@ ManyScenarios = Annotated[
         "--scenario",
         "-s",
         metavar="NAME_OR_FILE,...",
-        help="Scenarios: names, YAML files or `suite/standard`, separated by commas, or the option repeated.",
+        help="Scenarios: names, YAML files or `suite/standard`, separated by commas, or the option repeated. "
+        "`NAME:16` is one with 16 replicas.",
         show_default=False,
     ),
 ]

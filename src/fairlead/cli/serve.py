@@ -32,8 +32,8 @@ def command(
         str | None,
         typer.Option(
             metavar="NAME_OR_FILE",
-            help="Who decides: a heuristic such as least_work, lor, p2c, or a trained policy.onnx. "
-            "Default: least_work.",
+            help="Who decides: fairlead/generalist, a policy.onnx of your own, or a heuristic such as "
+            "least_work, lor, p2c. Default: fairlead/generalist.",
             show_default=False,
         ),
     ] = None,

@@ -27,7 +27,7 @@ def command(
         str,
         typer.Option(
             metavar="NAME_OR_FILE",
-            help="The router: a heuristic such as lor, p2c, least_work, lookahead, or a trained policy.onnx.",
+            help="The router: a heuristic such as lor, p2c, least_work, lookahead, or a policy.",
         ),
     ] = "lor",
     favor: Favor = None,

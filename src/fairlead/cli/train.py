@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "fairlead train --scenario chat-unequal --out runs/mine",
     "fairlead train --scenario chat-equal,chat-unequal --out runs/both --minutes 20 --set ppo.epochs=4",
+    "fairlead train --scenario my-cluster.yaml --start-from fairlead/generalist --out runs/tuned",
     "fairlead train --out runs/both --resume",
 )
 
@@ -35,7 +36,7 @@ def command(
             "-s",
             metavar="NAME_OR_FILE,...",
             help="Scenarios to train on: names, YAML files or `suite/standard`, separated by commas, or the "
-            "option repeated.",
+            "option repeated. `NAME:16` is one with 16 replicas.",
             show_default=False,
         ),
     ] = None,
@@ -77,11 +78,12 @@ def command(
         bool, typer.Option("--resume", help="Go on from the last checkpoint in --out, with its settings.")
     ] = False,
     start_from: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--start-from",
-            metavar="FILE.onnx",
-            help="Fine-tune this policy, trained before, instead of starting with imitation.",
+            metavar="NAME_OR_FILE",
+            help="Fine-tune this policy, fairlead/generalist or a policy.onnx, instead of starting with "
+            "imitation.",
             show_default=False,
         ),
     ] = None,
@@ -117,15 +119,18 @@ def command(
     so far; hand it to `fairlead evaluate`), checkpoints, and logs for TensorBoard. Ctrl-C is safe: what was
     learned is saved, and --resume goes on from there.
     """
+    from fairlead.policy.packaged import policy_path
+
     short = _assignments(load, favor, teacher, seed, minutes, iterations)
     if device is not None:
         short.append(f"device={device}")
     if start_from is not None:
         # A policy that has been trained needs no teacher to begin with.
-        short += [f"start_from={existing(start_from)}", "imitation=null"]
+        existing(policy_path(start_from))
+        short += [f"start_from={start_from}", "imitation=null"]
     settings = read_settings(config, [*(assignments or []), *short])
     if start_from is not None and "network" not in settings:
-        settings["network"] = _network_of(start_from)
+        settings["network"] = _network_of(policy_path(start_from))
     if resume and (scenario or settings or from_scratch):
         raise FairleadError(f"--resume goes on with the scenarios and settings in {out}: leave out the rest")
     if not resume and not scenario:

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from fairlead.errors import FairleadError
 from fairlead.policy.heuristics import DESCRIPTIONS, HEURISTICS, Heuristic, Lookahead
+from fairlead.policy.packaged import is_packaged, packaged_names, policy_path
 from fairlead.policy.router import Router
 from fairlead.view.preference import DEFAULT_FAVOR, check_favor, weights
 from fairlead.view.privilege import EVERYTHING, NOTHING, TRUE_LENGTHS
@@ -35,7 +35,9 @@ class Entry:
 
 
 def find_router(text: str, favor: float | None = None) -> Entry:
-    """The router that `text` names: a heuristic, `lookahead` (or a bound), or the path of an exported policy.
+    """The router that `text` names: a heuristic, `lookahead` (or a bound), or a policy.
+
+    A policy is a packaged one (`fairlead/generalist`) or the path of an exported one, ending in .onnx.
 
     `@0.8` at the end sets the dial of lookahead or of a policy (0 favors E2E, 1 favors TTFT) and becomes
     part of the name; without it the dial is `favor`.
@@ -57,15 +59,16 @@ def find_router(text: str, favor: float | None = None) -> Entry:
         router = Lookahead(w_ttft, w_e2e, PRIVILEGED.get(base, NOTHING))
         unreachable = ", told what no router can know: unreachable" if base in PRIVILEGED else ""
         return Entry(text, "lookahead", f"weights {w_ttft:.3g} TTFT : {w_e2e:.3g} E2E{unreachable}", router)
-    if not base.endswith(".onnx"):
-        known = ", ".join([*ALL_HEURISTICS, *PRIVILEGED])
+    if not base.endswith(".onnx") and not is_packaged(base):
+        known = ", ".join([*ALL_HEURISTICS, *PRIVILEGED, *packaged_names()])
         raise FairleadError(
             f"unknown router {base!r}: known are {known}, or the path of a policy ending in .onnx"
         )
     from fairlead.policy.artefact import OnnxRouter
 
-    name = Path(base).stem + (f"@{dial}" if at else "")
-    return Entry(name, "learned", f"{base}, favor {chosen:g}", OnnxRouter(base, name=name, favor=chosen))
+    path = policy_path(base)
+    name = path.stem + (f"@{dial}" if at else "")
+    return Entry(name, "learned", f"{base}, favor {chosen:g}", OnnxRouter(path, name=name, favor=chosen))
 
 
 def _dial(text: str, dial: str) -> float:

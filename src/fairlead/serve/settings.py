@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from fairlead.policy.packaged import GENERALIST
 from fairlead.section import Section, first_problem, invalid
 from fairlead.view.preference import DEFAULT_FAVOR
 
@@ -19,9 +20,6 @@ Dial = Annotated[float, Field(ge=0, le=1)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Positive
 Count = Annotated[int, Field(ge=1)]
-
-DEFAULT_POLICY = "least_work"
-"""Unless told otherwise: pending prefill time plus expected decode time, from the ledger alone."""
 
 
 class BackendSettings(Section):
@@ -212,8 +210,9 @@ class Scrape(Section):
 class Policy(Section):
     """Who decides."""
 
-    router: str = DEFAULT_POLICY
-    """A heuristic by name, or an exported policy: a file that ends in `.onnx`."""
+    router: str = GENERALIST
+    """A heuristic by name, a policy that ships with Fairlead, or an exported one: a file that ends in
+    `.onnx`."""
     favor: Dial = DEFAULT_FAVOR
     """What a trained policy favors: end-to-end latency (0) to time to first token (1)."""
     on_policy_error: str = "lor"

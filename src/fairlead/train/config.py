@@ -153,7 +153,7 @@ class TrainConfig(Section):
     privileged: bool = False
     """Whether lookahead sees the simulator's true state while it labels; the student never does."""
     start_from: str | None = None
-    """An exported policy (.onnx) whose actor the run starts from: fine-tuning."""
+    """A policy whose actor the run starts from: `fairlead/generalist`, or an exported one (.onnx)."""
     validation: ValidationConfig = ValidationConfig()
     stability: StabilityConfig = StabilityConfig()
     minutes: Positive | None = None

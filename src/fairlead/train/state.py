@@ -12,6 +12,7 @@ from fairlead import rng
 from fairlead.errors import FairleadError
 from fairlead.policy.artefact import OnnxRouter, actor_weights
 from fairlead.policy.network import RouterNetwork
+from fairlead.policy.packaged import policy_path
 from fairlead.train import ppo
 from fairlead.train.checkpoint import load_weights
 from fairlead.train.config import TrainConfig
@@ -83,7 +84,7 @@ def fresh(config: TrainConfig, features: tuple[str, ...]) -> TrainState:
         controllers=Controllers(config.ppo.kl_coefficient),
     )
     if config.start_from is not None:
-        _start_from(state, Path(config.start_from), features)
+        _start_from(state, policy_path(config.start_from), features)
     return state
 
 

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from fairlead.errors import FairleadError
 from fairlead.section import Section, did_you_mean
+from fairlead.workload.scaling import split_count, with_replicas
 from fairlead.workload.scenario import SUITE_PREFIX, Scenario, load_scenario
 
 
@@ -45,9 +46,14 @@ def load_suite(name: str) -> Suite:
 def load_scenarios(name_or_file: str) -> list[Scenario]:
     """The scenarios that a text names: those of `suite/NAME`, or the one of `load_scenario`.
 
+    `:16` behind it multiplies the replicas of each to 16 (`with_replicas`).
+
     Raises:
-        FairleadError: if there is no such suite, and as `load_scenario`.
+        FairleadError: if there is no such suite, and as `load_scenario` and `with_replicas`.
     """
-    if name_or_file.startswith(SUITE_PREFIX) and not name_or_file.endswith((".yaml", ".yml")):
-        return [load_scenario(each) for each in load_suite(name_or_file).scenarios]
-    return [load_scenario(name_or_file)]
+    name, replicas = split_count(name_or_file)
+    if name.startswith(SUITE_PREFIX) and not name.endswith((".yaml", ".yml")):
+        found = [load_scenario(each) for each in load_suite(name).scenarios]
+    else:
+        found = [load_scenario(name)]
+    return found if replicas is None else [with_replicas(each, replicas) for each in found]

@@ -1,0 +1,107 @@
+"""Trains `fairlead/generalist`, the policy that ships with Fairlead, and installs it.
+
+    python benchmarks/generalist.py --out runs/generalist
+
+Scenarios and settings are those of src/fairlead/policies/generalist.yaml. The policy replaces generalist.onnx
+beside that file, and how the training went replaces generalist.json. `--set` changes a setting for a trial,
+`--scenarios` the scenarios; `--no-install` leaves the package alone. An interrupted run goes on with the same
+command.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from fairlead import FairleadError, __version__
+from fairlead.cli.options import read_settings, scenario_list
+from fairlead.policy.artefact import OnnxRouter
+from fairlead.policy.packaged import DIRECTORY
+from fairlead.section import first_problem
+from fairlead.train.config import TrainConfig
+from fairlead.train.run import train
+from fairlead.train.trainer import TrainResult
+
+GENERALIST = DIRECTORY / "generalist.onnx"
+
+
+def say(message: str) -> None:
+    """Progress, on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def settings(options: argparse.Namespace) -> tuple[TrainConfig, list[str]]:
+    """What to train with, and on which scenarios.
+
+    Raises:
+        FairleadError: for settings that are unknown or contradict each other.
+    """
+    from pydantic import ValidationError
+
+    content = read_settings(options.config, [f"training.{each}" for each in options.set])
+    unknown = sorted(set(content) - {"scenarios", "training"})
+    if unknown:
+        raise FairleadError(f"{options.config}: unknown key {unknown[0]!r}; known: scenarios, training")
+    try:
+        config = TrainConfig.model_validate(content.get("training", {}))
+    except ValidationError as error:
+        raise first_problem(error, str(options.config)) from None
+    return config, options.scenarios.split(",") if options.scenarios else list(content["scenarios"])
+
+
+def record(result: TrainResult, scenarios: list[str], said: list[str]) -> dict[str, Any]:
+    """How the training went: what the JSON file beside the policy says."""
+    metadata = OnnxRouter(result.policy).metadata
+    return {
+        "fairlead_version": __version__,
+        "schema_hash": metadata.schema_hash,
+        "scenarios": scenarios,
+        "objective": result.objective,
+        "chosen_after_iteration": result.iteration,
+        "decisions": result.decisions,
+        "seconds": round(result.seconds, 1),
+        "seconds_by_phase": {phase: round(s, 1) for phase, s in result.seconds_by_phase.items()},
+        "said": said,
+        "history": result.history,
+        "config": metadata.config,
+    }
+
+
+def main() -> None:
+    """Train, install."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/generalist"), help="folder of the run")
+    parser.add_argument("--config", type=Path, default=GENERALIST.with_suffix(".yaml"))
+    parser.add_argument("--scenarios", help="others than the file's, separated by commas")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a training setting")
+    parser.add_argument("--no-install", action="store_true", help="leave the packaged policy as it is")
+    options = parser.parse_args()
+    try:
+        config, names = settings(options)
+        resume = (options.out / "checkpoint.pt").is_file()
+        said: list[str] = []
+
+        def tell(message: str) -> None:
+            said.append(message)
+            say(message)
+
+        result = train(config, [] if resume else scenario_list(names), options.out, resume, say=tell)
+    except FairleadError as error:
+        sys.exit(f"error: {error}")
+    written = options.out / "generalist.json"
+    written.write_text(json.dumps(record(result, names, said), indent=1) + "\n", encoding="utf-8")
+    if not options.no_install:
+        shutil.copy(result.policy, GENERALIST)
+        shutil.copy(written, GENERALIST.with_suffix(".json"))
+        say(f"installed {GENERALIST}")
+
+
+if __name__ == "__main__":
+    main()
