@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "policy": BASE | {"view"},
     "vidur": UP_TO_SIMULATOR | {"calibrate"},
     "evaluate": UP_TO_SIMULATOR | {"calibrate", "vidur", "env", "policy", "serve"},
-    "train": UP_TO_EVALUATE,
+    "train": UP_TO_EVALUATE | {"serve"},
     "serve": BASE | {"view", "policy"},
     "emulate": UP_TO_SIMULATOR | {"serve"},  # its connections are those of the gateway
     "calibrate": UP_TO_SIMULATOR,

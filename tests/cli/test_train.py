@@ -3,8 +3,16 @@
 import json
 
 import pytest
+import yaml
+from tests.emulated import emulated
 
 from fairlead.policy import packaged
+from fairlead.workload.scenario import load_scenario
+
+SHORT = {
+    "arrivals": {"kind": "poisson"},
+    "lengths": {"kind": "uniform", "prompt": {"min": 20, "max": 100}, "output": {"min": 2, "max": 10}},
+}
 
 
 @pytest.mark.parametrize(
@@ -22,6 +30,14 @@ from fairlead.policy import packaged
         (("--scenario", "uniform-lengths", "--favor", "2"), "favor"),
         (("--scenario", "uniform-lengths", "--start-from", "none.onnx"), "none.onnx"),
         (("--scenario", "uniform-lengths", "--start-from", "fairlead/generalst"), "fairlead/generalist"),
+        (("--scenario", "uniform-lengths", "--rate", "2"), "--backend"),
+        (("--scenario", "uniform-lengths", "--set", "live.request_s=3", "--from-scratch"), "--start-from"),
+        (("--backend", "http://127.0.0.1:1", "-s", "chat-equal,chat-unequal", "--rate", "2"), "name one"),
+        (("--backend", "http://127.0.0.1:1", "--scenario", "uniform-lengths"), "--rate 4"),
+        (("--backend", "http://127.0.0.1:1", "-s", "uniform-lengths", "--rate", "2"), "--start-from"),
+        (("--backend", "http://127.0.0.1:1", "-s", "uniform-lengths", "--load", "0.5"), "--load"),
+        (("--backend", "x", "-s", "uniform-lengths", "--rate", "2"), "not the address of a server"),
+        (("--backend", "http://127.0.0.1:1", "--resume"), "no training run"),
     ],
 )
 def test_what_cannot_be_trained_is_one_line_and_leaves_nothing(fairlead, tmp_path, options, named):
@@ -122,3 +138,29 @@ def test_a_run_that_was_interrupted_goes_on_with_resume(fairlead, tmp_path, monk
     assert f"fairlead train --out {out} --resume" in ended.err
     assert fairlead("train", "--out", str(out), "--resume").code == 0
     assert (out / "policy.onnx").is_file()
+
+
+def test_a_policy_is_fine_tuned_on_live_servers(fairlead, tmp_path):
+    first = fairlead("train", *SMALL, "--iterations", "1", "--out", str(tmp_path / "first"))
+    assert first.code == 0, first.err
+    scenario = load_scenario("uniform-lengths").replace(workload=SHORT)
+    file = tmp_path / "short.yaml"
+    file.write_text(yaml.safe_dump(scenario.model_dump(mode="json", exclude={"name"})), encoding="utf-8")
+    out = tmp_path / "tuned"
+    with emulated(scenario, model="tiny") as urls:
+        ended = fairlead(
+            *("train", "--backend", urls[0], "--backend", urls[1], "--rate", "40", "--scenario", str(file)),
+            *("--start-from", str(tmp_path / "first" / "policy.onnx"), "--requests", "200"),
+            *(
+                "--set",
+                "ppo.rollout_steps=20",
+                "--set",
+                "ppo.critic_warmup_iterations=0",
+                "--iterations",
+                "1",
+            ),
+            *("--set", "live.comparison_requests=10", "--set", "live.comparison_seeds=2", "--out", str(out)),
+        )
+    assert (ended.code, ended.out) == (0, ""), ended.err
+    assert "1 iterations of 20 decisions on 2 live servers" in ended.err
+    assert str(out / "policy.onnx") in ended.err and str(out / "comparison" / "report.html") in ended.err

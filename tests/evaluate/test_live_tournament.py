@@ -7,7 +7,8 @@ import pytest
 from tests.emulated import emulated
 
 from fairlead.errors import FairleadError
-from fairlead.evaluate.live_tournament import Bounds, Plan, rates, run_live_tournament
+from fairlead.evaluate.live_gateway import Bounds
+from fairlead.evaluate.live_tournament import Plan, rates, run_live_tournament
 from fairlead.evaluate.per_request import read_requests
 from fairlead.evaluate.report import render_report
 from fairlead.evaluate.results import load_results
@@ -95,7 +96,7 @@ def test_what_cannot_be_measured_is_refused(scenario, urls, tmp_path: Path, monk
     if change.get("settings") == "absent":
         gateway = settings(["http://127.0.0.1:1"])
     if change.get("settings") == "no metrics":
-        monkeypatch.setattr("fairlead.evaluate.live_tournament._FRESH_S", 0.3)
+        monkeypatch.setattr("fairlead.evaluate.live_gateway.FRESH_S", 0.3)
         gateway = settings(urls, scrape={"path": "/nothing"})
     with pytest.raises(FairleadError, match=message):
         run_live_tournament(

@@ -7,8 +7,14 @@ import pytest
 
 from fairlead.evaluate.live_tournament import Plan, rates, run_live_tournament
 from fairlead.evaluate.results import load_results
+from fairlead.policy.artefact import export_onnx
+from fairlead.policy.network import RouterNetwork
 from fairlead.serve.probe import probe, suggest
 from fairlead.serve.settings import BackendSettings, parse_settings
+from fairlead.train.config import TrainConfig
+from fairlead.train.live import train_live
+from fairlead.train.live_config import with_defaults
+from fairlead.view.features import FEATURES
 from fairlead.workload.scenario import load_scenario
 
 pytestmark = pytest.mark.vllm
@@ -44,3 +50,25 @@ def test_two_routers_on_the_same_requests(servers, tmp_path: Path):
     results = load_results(tmp_path / "live")
     assert results.configuration.simulator == "live servers (2)"
     assert len(results.rows) == 4 and all(row.ttft_mean_s > 0 for row in results.rows)
+
+
+def test_a_policy_is_fine_tuned(servers, tmp_path: Path):
+    file = tmp_path / "tiny.yaml"
+    file.write_text(SCENARIO)
+    start, out = tmp_path / "start.onnx", tmp_path / "tuned"
+    given = {
+        "threads": 1,
+        "start_from": str(start),
+        "imitation": None,
+        "ppo": {"iterations": 2, "critic_warmup_iterations": 1, "rollout_steps": 24, "minibatch": 12},
+        "live": {"comparison_requests": 10, "comparison_seeds": 2},
+    }
+    config = TrainConfig.model_validate(with_defaults(given))
+    network = RouterNetwork(len(FEATURES), **config.network_options(), seed=0)  # type: ignore[arg-type]
+    export_onnx(network, start, config=config.model_dump(mode="json"), training={}, features=FEATURES)
+    settings = parse_settings({"backends": [{"url": server.url} for server in servers]}, "test")
+    result = train_live(config, load_scenario(file), settings, 4.0, out)
+    assert result.training.decisions == 3 * 24 and not result.training.ended_early
+    assert result.comparison is not None and result.comparison.mean > 0
+    rows = load_results(out / "comparison").rows
+    assert len(rows) == 6 and all(row.e2e_mean_s > row.ttft_mean_s > 0 for row in rows)

@@ -118,7 +118,8 @@ def command(
     run, with 95 % intervals. Writes results.json, requests.parquet (every single request) and report.html.
     With --backend the requests are sent to live servers, at their times, one router after the other.
     """
-    from fairlead.evaluate.live_tournament import Bounds, run_live_tournament
+    from fairlead.evaluate.live_gateway import Bounds
+    from fairlead.evaluate.live_tournament import run_live_tournament
     from fairlead.evaluate.report import render_report
     from fairlead.evaluate.tables import terminal_table
     from fairlead.evaluate.tournament import ALL_HEURISTICS, run_tournament

@@ -1,5 +1,7 @@
-"""`fairlead train`: train a routing policy in simulation."""
+"""`fairlead train`: train a routing policy in simulation, or fine-tune one on live servers."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,9 +10,11 @@ import typer
 from fairlead.cli.first_run import announce_compilation, capacity
 from fairlead.cli.options import existing, load_list, read_settings, scenario_list
 from fairlead.cli.output import ProgressBar, on_interrupt, say
+from fairlead.cli.serve import gateway_settings
 from fairlead.errors import FairleadError
 
 if TYPE_CHECKING:
+    from fairlead.serve.settings import GatewaySettings
     from fairlead.train.config import TrainConfig
     from fairlead.workload.scenario import Scenario
 
@@ -19,10 +23,13 @@ EXAMPLES = (
     "fairlead train --scenario chat-equal,chat-unequal --out runs/both --minutes 20 --set ppo.epochs=4",
     "fairlead train --scenario my-cluster.yaml --start-from fairlead/generalist --out runs/tuned",
     "fairlead train --out runs/both --resume",
+    "fairlead train --backend http://127.0.0.1:8001 --backend http://127.0.0.1:8002 --rate 4 "
+    "--scenario chat-equal --start-from runs/mine/policy.onnx --requests 4000 --minutes 30 --out runs/tuned",
 )
 
 
 def command(
+    context: typer.Context,
     out: Annotated[
         Path,
         typer.Option(
@@ -112,16 +119,58 @@ def command(
         int | None,
         typer.Option(min=0, metavar="N", help="Stop after this many PPO iterations.", show_default=False),
     ] = None,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL",
+            help="Fine-tune on live servers instead, through the gateway: one of them; once for each.",
+            show_default=False,
+        ),
+    ] = None,
+    gateway: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.yaml",
+            help="Settings of that gateway, as for `fairlead serve --config`: declared speeds, keys, the "
+            "backends.",
+            show_default=False,
+        ),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            metavar="R",
+            help="With live servers: requests per second, which the scenario's own loads do not tell.",
+            show_default=False,
+        ),
+    ] = None,
+    requests: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="With live servers: all requests that they are sent. Default: 4000.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Train a routing policy: first imitate a teacher, then improve on it with PPO.
 
     Everything happens in simulation, on ordinary CPU cores. The folder receives policy.onnx (the best policy
     so far; hand it to `fairlead evaluate`), checkpoints, and logs for TensorBoard. Ctrl-C is safe: what was
     learned is saved, and --resume goes on from there.
+
+    With --backend a policy that exists (--start-from) is fine-tuned on live servers, with the requests of a
+    scenario at --rate, and then compared there with what it was. It ends after --requests or --minutes (60).
     """
     from fairlead.policy.packaged import policy_path
 
+    live = bool(backend) or gateway is not None
+    if not live and (rate is not None or requests is not None):
+        raise FairleadError("--rate and --requests are for live servers: name them with --backend")
     short = _assignments(load, favor, teacher, seed, minutes, iterations)
+    if requests is not None:
+        short.append(f"live.requests={requests}")
     if device is not None:
         short.append(f"device={device}")
     if start_from is not None:
@@ -131,13 +180,47 @@ def command(
     settings = read_settings(config, [*(assignments or []), *short])
     if start_from is not None and "network" not in settings:
         settings["network"] = _network_of(policy_path(start_from))
-    if resume and (scenario or settings or from_scratch):
+    if resume and (scenario or settings or from_scratch or rate is not None):
         raise FairleadError(f"--resume goes on with the scenarios and settings in {out}: leave out the rest")
     if not resume and not scenario:
         raise FairleadError("nothing to train on: name a scenario, for example --scenario chat-unequal")
     scenarios = scenario_list(scenario) if scenario else []
+    if live:
+        _check_live(scenarios, load, teacher, from_scratch, rate, resume)
+        if not resume:
+            settings = _live_defaults(settings)
+        servers = gateway_settings(gateway, backend or [])
+        tuned = _validated({} if resume else settings, from_scratch=False)
+        _train_live(tuned, scenarios, servers, rate or 0.0, out, resume, str(context.obj))
+        return
     _train(_validated(settings, from_scratch), scenarios, out, resume)
     say(f"trained policy: {out / 'policy.onnx'}")
+
+
+def _check_live(
+    scenarios: "list[Scenario]",
+    load: str | None,
+    teacher: str | None,
+    from_scratch: bool,
+    rate: float | None,
+    resume: bool,
+) -> None:
+    """What training on live servers can and cannot do with the options."""
+    for option, given in (("--load", load), ("--teacher", teacher), ("--from-scratch", from_scratch)):
+        if given:
+            raise FairleadError(f"{option} is for training in simulation: leave it out with --backend")
+    if resume:
+        return
+    if len(scenarios) != 1:
+        raise FairleadError("live servers are sent the requests of one scenario: name one")
+    if rate is None or not 0 < rate < float("inf"):
+        raise FairleadError("live servers need a rate: give requests per second, for example --rate 4")
+
+
+def _live_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    from fairlead.train.live_config import with_defaults
+
+    return with_defaults(settings)
 
 
 def _assignments(
@@ -199,9 +282,36 @@ def _validated(settings: dict[str, Any], from_scratch: bool) -> "TrainConfig":
 
 
 def _train(config: "TrainConfig", scenarios: "list[Scenario]", out: Path, resume: bool) -> None:
-    """Train; Ctrl-C ends it with a line that tells how to go on."""
-    try:
+    """Train in simulation."""
+    with _training(scenarios, f"fairlead train --out {out} --resume") as progress:
         from fairlead.train.run import train
+
+        train(config, scenarios, out, resume, progress, progress.say)
+
+
+def _train_live(
+    config: "TrainConfig",
+    scenarios: "list[Scenario]",
+    servers: "GatewaySettings",
+    rate: float,
+    out: Path,
+    resume: bool,
+    typed: str,
+) -> None:
+    """Train on live servers."""
+    again = f"fairlead train --out {out} --resume with the same --backend or --gateway"
+    with _training(scenarios, again) as progress:
+        from fairlead.train.live import train_live
+
+        scenario = scenarios[0] if scenarios else None
+        train_live(config, scenario, servers, rate, out, resume, progress, progress.say, command=typed)
+    say(f"trained policy: {out / 'policy.onnx'}")
+
+
+@contextmanager
+def _training(scenarios: "list[Scenario]", again: str) -> Iterator[ProgressBar]:
+    """Around training: Ctrl-C ends it with a line that tells how to go on."""
+    try:
         from fairlead.train.trainer import TrainingInterrupted
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "onnx", "tensorboard"):
@@ -209,12 +319,11 @@ def _train(config: "TrainConfig", scenarios: "list[Scenario]", out: Path, resume
         raise FairleadError(
             f"training needs {error.name}, which is not installed: pip install 'fairlead[train]'"
         ) from None
-    again = f"what was learned is saved; go on with: fairlead train --out {out} --resume"
-    with on_interrupt(lambda: again), ProgressBar() as progress:
+    with on_interrupt(lambda: f"what was learned is saved; go on with: {again}"), ProgressBar() as progress:
         announce_compilation()
         for scenario in scenarios:
             capacity(scenario)
         try:
-            train(config, scenarios, out, resume, progress, progress.say)
+            yield progress
         except TrainingInterrupted:
             raise KeyboardInterrupt from None

@@ -11,7 +11,7 @@ import re
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, Protocol, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -90,6 +90,22 @@ class LiveRun:
         )
 
 
+class Watch(Protocol):
+    """Is told of every request as it happens; times are those of `time.perf_counter`, in s."""
+
+    def came(self, due_s: float) -> None:
+        """A request that was due at `due_s` is sent."""
+        ...
+
+    def first(self) -> None:
+        """The first token of an answer has come."""
+        ...
+
+    def ended(self, due_s: float, first_s: float, finish_s: float, error: str) -> None:
+        """An answer is complete, or will never be: then `error` says why, and times may be NaN."""
+        ...
+
+
 async def replay(
     url: str,
     requests: Requests,
@@ -99,8 +115,11 @@ async def replay(
     prompts: Prompts | None = None,
     speed: float = 1.0,
     timeout_s: float = 300.0,
+    watch: Watch | None = None,
 ) -> LiveRun:
     """Sends `requests` to `url` as streamed completions, each at its time, and waits for all answers.
+
+    Cancelled, it closes its connections: nothing goes on being generated for it.
 
     Args:
         url: `http://host:port` of a server or gateway.
@@ -111,6 +130,7 @@ async def replay(
             content, the prompts are the same; otherwise each begins with something of its own.
         speed: that of the servers' time: arrivals come so many times as fast, measured times are multiplied.
         timeout_s: a request that takes longer (s of the wall) has failed.
+        watch: told of everything as it happens.
 
     Raises:
         FairleadError: if `url` is not an address of a server.
@@ -125,20 +145,25 @@ async def replay(
     head += b"Content-Type: application/json\r\n"
     calls: list[_Call] = []
     start_s = time.perf_counter() + _START_IN_S
-    for i in range(len(requests)):
-        due_s = start_s + float(requests.arrival_s[i]) / speed
-        while (wait_s := due_s - time.perf_counter()) > 0:
-            await asyncio.sleep(wait_s)
-        blocks = _contents(requests, i) if lengths == "hint" else None
-        body = _body(model, prompts.prompt(i), int(requests.output_tokens[i]), blocks, lengths)
-        message = b"%bX-Request-Id: %d\r\nContent-Length: %d\r\n\r\n%b" % (head, i, len(body), body)
-        call = _Call(message, due_s, loop.create_future())
-        call.timer = loop.call_later(timeout_s, call.fail, f"no complete answer after {timeout_s:g} s")
-        calls.append(call)
-        pool.send(call)
-    for call in calls:
-        await call.done
-    pool.close()
+    try:
+        for i in range(len(requests)):
+            due_s = start_s + float(requests.arrival_s[i]) / speed
+            await asyncio.sleep(0)  # even one that is late lets answers in
+            while (wait_s := due_s - time.perf_counter()) > 0:
+                await asyncio.sleep(wait_s)
+            blocks = _contents(requests, i) if lengths == "hint" else None
+            body = _body(model, prompts.prompt(i), int(requests.output_tokens[i]), blocks, lengths)
+            message = b"%bX-Request-Id: %d\r\nContent-Length: %d\r\n\r\n%b" % (head, i, len(body), body)
+            call = _Call(message, due_s, loop.create_future(), watch)
+            call.timer = loop.call_later(timeout_s, call.fail, f"no complete answer after {timeout_s:g} s")
+            calls.append(call)
+            pool.send(call)
+        for call in calls:
+            await call.done
+    finally:
+        for call in calls:
+            call.fail("given up")
+        pool.close()
     return _collect(requests, calls, start_s, speed)
 
 
@@ -202,13 +227,16 @@ class _Call:
             "longest_gap_s",
             "message",
         ),
-        *("output_tokens", "replica", "sent_s", "started", "tail", "timer"),
+        *("output_tokens", "replica", "sent_s", "started", "tail", "timer", "watch"),
     )
 
-    def __init__(self, message: bytes, due_s: float, done: "asyncio.Future[None]") -> None:
+    def __init__(
+        self, message: bytes, due_s: float, done: "asyncio.Future[None]", watch: Watch | None
+    ) -> None:
         self.message = message
         self.due_s = due_s
         self.done = done
+        self.watch = watch
         self.connection: _Connection | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.sent_s = self.first_s = self.last_s = self.finish_s = math.nan
@@ -218,12 +246,16 @@ class _Call:
         self.output_tokens = 0
         self.replica = -1
         self.error = ""
+        if watch is not None:
+            watch.came(due_s)
 
     def piece(self, data: bytes) -> None:
         """A piece of the answer's body."""
         now_s = time.perf_counter()
         if math.isnan(self.first_s):
             self.first_s = now_s
+            if self.watch is not None:
+                self.watch.first()
         else:
             self.longest_gap_s = max(self.longest_gap_s, now_s - self.last_s)
         self.last_s = now_s
@@ -255,6 +287,8 @@ class _Call:
         if self.timer is not None:
             self.timer.cancel()
         self.done.set_result(None)
+        if self.watch is not None:
+            self.watch.ended(self.due_s, self.first_s, self.finish_s, self.error)
 
 
 class _Connection(asyncio.Protocol):
@@ -355,5 +389,7 @@ class _Pool:
                 connection.carry(call)
 
     def close(self) -> None:
+        for task in self._opening:
+            task.cancel()
         for connection in self.idle:
             connection.abort()

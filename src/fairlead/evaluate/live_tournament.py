@@ -3,11 +3,9 @@
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import uvloop
@@ -16,16 +14,22 @@ from fairlead.errors import FairleadError
 from fairlead.evaluate.conclusions import build_results
 from fairlead.evaluate.files import prepare_output_directory
 from fairlead.evaluate.live import replay
+from fairlead.evaluate.live_gateway import (
+    POLL_S,
+    Answers,
+    Bounds,
+    check_lengths,
+    private_gateway,
+    shared_model,
+    wait_until_idle,
+)
 from fairlead.evaluate.per_request import RequestWriter
 from fairlead.evaluate.prompts import TokenIds
 from fairlead.evaluate.results import Configuration, Results, RouterInfo, Row, write_results
 from fairlead.evaluate.tournament import Progress, detail, row
 from fairlead.policy.catalogue import find_routers
 from fairlead.policy.heuristics import Lookahead
-from fairlead.serve.backend import Backend
-from fairlead.serve.logs import EventLog, JsonLines
 from fairlead.serve.probe import Finding, probe
-from fairlead.serve.server import Server
 from fairlead.serve.settings import GatewaySettings, Policy
 from fairlead.simulator.capacity import capacity_rps
 from fairlead.simulator.metrics import summarise
@@ -34,21 +38,8 @@ from fairlead.view.preference import DEFAULT_FAVOR
 from fairlead.workload.requests import Requests
 from fairlead.workload.scenario import Scenario, check_load, generate
 
-_POLL_S = 0.05
-_FRESH_S = 10.0  # until the gateway knows its backends
+_DEFAULT_BOUNDS = Bounds()
 _POLICY_DEADLINE_S = 1.0  # the load client shares the process: its work must not count as the policy's
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """How far a live evaluation may go."""
-
-    run_minutes: float = 60.0
-    """The whole of it may take so long; what would take longer by its arrivals alone is not begun."""
-    request_s: float = 300.0
-    """A request that takes longer has failed."""
-    drain_s: float = 120.0
-    """For the servers to become idle before each run."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +51,13 @@ class Plan:
     """Load (fraction of the simulated cluster's capacity) -> requests per second."""
     seeds: tuple[int, ...]
     requests: int
+    split: str = "evaluate"
+    """Which random streams the requests come from."""
 
     def arrivals(self, load: float, seed: int) -> Requests:
         """The requests of a run."""
         return generate(
-            self.scenario, requests=self.requests, rate=self.rates[load], seed=seed, split="evaluate"
+            self.scenario, requests=self.requests, rate=self.rates[load], seed=seed, split=self.split
         )
 
 
@@ -93,7 +86,7 @@ def run_live_tournament(
     *,
     favor: float | None = None,
     command: str = "",
-    bounds: Bounds = Bounds(),
+    bounds: Bounds = _DEFAULT_BOUNDS,
     speed: float = 1.0,
 ) -> Results:
     """Run every router on the servers, write `results.json` and `requests.parquet` into `out`.
@@ -127,7 +120,8 @@ def run_live_tournament(
             raise FairleadError(f"{entry.name} needs the simulator's full state: leave it out with --backend")
     _check_time(plan, len(entries), bounds, speed)
     findings = asyncio.run(probe(settings.backends))
-    model = _check_servers(findings, plan)
+    model = shared_model(findings, plan.scenario.model)
+    _check_lengths(findings, plan, model)
     scenario = plan.scenario
     configuration = Configuration(
         scenarios={scenario.name: scenario.model_dump(mode="json")},
@@ -196,34 +190,15 @@ def _check_time(plan: Plan, routers: int, bounds: Bounds, speed: float) -> None:
         )
 
 
-def _check_servers(findings: Sequence[Finding], plan: Plan) -> str:
-    """The model to ask for.
+def _check_lengths(findings: Sequence[Finding], plan: Plan, model: str) -> None:
+    """Refuse requests that are longer than the model takes, before any is sent.
 
     Raises:
-        FairleadError: if a server cannot be used, they have no model in common, or a request is too long.
+        FairleadError: if there are some.
     """
-    for found in findings:
-        if found.error or not found.healthy:
-            raise FairleadError(f"{found.url}: {found.error or '/health does not answer with 200'}")
-    common = set.intersection(*(set(found.models) for found in findings))
-    wanted = plan.scenario.model
-    if wanted not in common and len(common) != 1:
-        offers = "; ".join(f"{found.url}: {', '.join(found.models) or 'none'}" for found in findings)
-        raise FairleadError(f"the servers must share one model, or all serve {wanted}; they have {offers}")
-    model = wanted if wanted in common else common.pop()
-    longest = min((most for f in findings if (most := f.models[model]) is not None), default=None)
-    if longest is not None:
-        for load in plan.rates:
-            for seed in plan.seeds:
-                drawn = plan.arrivals(load, seed)
-                tokens = drawn.prompt_tokens + drawn.output_tokens
-                if (most := int(tokens.max())) > longest:
-                    raise FairleadError(
-                        f"{int((tokens > longest).sum())} of {len(drawn)} requests of {plan.scenario.name} "
-                        f"are longer than {model} takes ({most} tokens, {longest} allowed): set "
-                        "workload.max_tokens in a scenario file of your own"
-                    )
-    return model
+    for load in plan.rates:
+        for seed in plan.seeds:
+            check_lengths(findings, model, plan.arrivals(load, seed), plan.scenario.name)
 
 
 def _notes(plan: Plan, findings: Sequence[Finding], model: str) -> list[str]:
@@ -248,10 +223,7 @@ class _Run:
     def __init__(
         self, settings: GatewaySettings, model: str, bounds: Bounds, speed: float, where: str
     ) -> None:
-        logs = settings.logs.model_copy(update={"requests": False, "decisions": None})
-        changes: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "logs": logs}
-        changes |= {"tls": None, "admin": None, "api_keys": ()}
-        self._settings = settings.model_copy(update=changes)
+        self._settings = settings
         self._model = model
         self._bounds = bounds
         self._speed = speed
@@ -263,10 +235,10 @@ class _Run:
         Raises:
             FairleadError: if one failed, or the servers are not idle before it.
         """
-        log = _Answers()
-        async with self._gateway(log) as server:
+        log = Answers()
+        async with private_gateway(self._settings, log) as server:
             backends = server.gateway.backends
-            await self._wait_until_idle(backends)
+            await wait_until_idle(server, self._bounds.drain_s, self._where)
             live = await replay(
                 f"http://127.0.0.1:{server.port}",
                 arrivals,
@@ -277,7 +249,7 @@ class _Run:
             )
             names = [backend.name for backend in backends]
             while server.gateway.exchanges and not live.failed:  # the last ones are being booked
-                await asyncio.sleep(_POLL_S)
+                await asyncio.sleep(POLL_S)
         numbers = {name: i for i, name in enumerate(names)}
         replica = np.array([numbers.get(log.backend.get(i) or "", -1) for i in range(len(arrivals))])
         try:
@@ -286,65 +258,3 @@ class _Run:
             raise FairleadError(f"{self._where}: {error}") from None
         retries = np.array([log.attempts[i] - 1 for i in range(len(arrivals))])
         return replace(outcomes, retries=np.maximum(retries, 0))
-
-    @asynccontextmanager
-    async def _gateway(self, log: "_Answers") -> AsyncIterator[Server]:
-        server = Server(self._settings)
-        server.gateway.requests_log = log
-        server.gateway.events = _Silent()
-        await server.start()
-        try:
-            yield server
-        finally:
-            await server.close()
-
-    async def _wait_until_idle(self, backends: Sequence[Backend]) -> None:
-        """Return when every server has been read, and none has anything to do."""
-        start = time.monotonic()
-        scraped = self._settings.scrape.interval is not None
-        while True:
-            elapsed = time.monotonic() - start
-            unread = [b for b in backends if scraped and b.reading is None]
-            silent = [b.name for b in backends if not b.up or not b.model_cards or b in unread]
-            busy = [
-                b.name for b in backends if b.reading is not None and b.reading.running + b.reading.waiting
-            ]
-            if not silent and not busy:
-                return
-            if silent and elapsed > _FRESH_S:
-                raise FairleadError(
-                    f"{self._where}: {', '.join(silent)}: not up, or /metrics cannot be used; "
-                    "`fairlead probe` tells more"
-                )
-            if elapsed > self._bounds.drain_s:
-                raise FairleadError(
-                    f"{self._where}: {', '.join(busy)} is still busy after {self._bounds.drain_s:g} s: "
-                    "somebody else uses it"
-                )
-            await asyncio.sleep(_POLL_S)
-
-
-class _Answers(JsonLines):
-    """The gateway's log of requests, kept: who answered the request of each number."""
-
-    def __init__(self) -> None:
-        self.backend: dict[int, str | None] = {}
-        self.attempts: dict[int, int] = {}
-
-    def write(self, record: dict[str, Any]) -> None:
-        number = int(record["id"])
-        self.backend[number] = record["backend"]
-        self.attempts[number] = record["attempts"]
-
-    def flush(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-class _Silent(EventLog):
-    """Events that nobody waits for: what they mean shows in the requests."""
-
-    def __call__(self, event: str, **details: Any) -> None:
-        pass

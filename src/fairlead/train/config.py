@@ -9,6 +9,7 @@ from fairlead.env.reward_config import RewardConfig, SafetyConfig, SojournReward
 from fairlead.errors import FairleadError
 from fairlead.section import Section, invalid
 from fairlead.train.curriculum import Stage, check_stages
+from fairlead.train.live_config import LiveConfig
 from fairlead.train.ppo_config import PPOConfig
 from fairlead.train.schedule import Exponential, Linear, PositiveSchedule
 from fairlead.view.features import FEATURES
@@ -154,6 +155,8 @@ class TrainConfig(Section):
     """Whether lookahead sees the simulator's true state while it labels; the student never does."""
     start_from: str | None = None
     """A policy whose actor the run starts from: `fairlead/generalist`, or an exported one (.onnx)."""
+    live: LiveConfig | None = None
+    """Training on live servers instead of simulated ones; set by `--backend`."""
     validation: ValidationConfig = ValidationConfig()
     stability: StabilityConfig = StabilityConfig()
     minutes: Positive | None = None
@@ -167,6 +170,8 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainConfig":
+        if self.live is not None:
+            self._check_live()
         steers = self.ppo.reference_kl.range[1] > 0
         if steers and self.imitation is None and self.start_from is None:
             raise invalid("ppo.reference_kl needs a reference: imitation, or start_from, a trained policy")
@@ -176,6 +181,18 @@ class TrainConfig(Section):
             self._check_recurrent(steers)
         check_stages(self.environment.curriculum, self.environment.reward)
         return self
+
+    def _check_live(self) -> None:
+        if self.start_from is None:
+            raise invalid("training on live servers goes on from a policy: give --start-from policy.onnx")
+        if self.imitation is not None:
+            raise invalid("there is nobody to imitate on live servers: imitation must be null")
+        if self.environment.reward.kind != "sojourn":
+            raise invalid("on live servers the reward is sojourn: leave out environment.reward")
+        if self.environment.curriculum:
+            raise invalid("on live servers there is no curriculum: leave out environment.curriculum")
+        if self.ppo.reset_every != 1:
+            raise invalid("on live servers each iteration is an episode: ppo.reset_every must be 1")
 
     def _check_recurrent(self, steers: bool) -> None:
         if steers or self.ppo.cloning.range[1] > 0:

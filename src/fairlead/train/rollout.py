@@ -20,6 +20,10 @@ VALUES_AT_ONCE = 4096
 Observation = npt.NDArray[np.float32]
 
 
+class Enough(Exception):
+    """An environment gives no more: training ends with what it has learned. Says why."""
+
+
 class Env(Protocol):
     """What training needs of a vector environment: `fairlead.env.vector.RouterVectorEnv` has it.
 

@@ -73,6 +73,8 @@ def train(
         config, scenarios = saved_run(out)
     else:
         trainer.check_free(out)
+    if config.live is not None:
+        raise FairleadError("settings under `live` are for training on live servers: name them (--backend)")
     by_size: dict[int, list[Scenario]] = {}
     for scenario in sorted(scenarios, key=lambda each: each.num_replicas):
         by_size.setdefault(scenario.num_replicas, []).append(scenario)
@@ -99,7 +101,6 @@ def train(
             for those, num_envs in zip(by_size.values(), shares(total, counts, group), strict=True)
         ]
 
-    kept = json.dumps([s.model_dump(mode="json") for s in scenarios], indent=1)
     result = trainer.train(
         config,
         out,
@@ -107,15 +108,20 @@ def train(
         make_imitation_env=lambda: environments(config.environment.imitation_envs, 1),
         teacher=teacher,
         evaluate=judge,
-        on_progress=lambda event: _show(event, progress, say),
+        on_progress=lambda event: show(event, progress, say),
         resume=resume,
-        extra_files={SCENARIOS_FILE: kept},
+        extra_files={SCENARIOS_FILE: scenarios_text(scenarios)},
         heuristics=tuple(HEURISTICS),
     )
     if judge.beat_heuristics_after_s is None and not resume:
         say("no policy of this run was better than the best heuristic on average")
     say(_time_by_phase(result))
     return result
+
+
+def scenarios_text(scenarios: Sequence[Scenario]) -> str:
+    """Scenarios in full, as a run keeps them."""
+    return json.dumps([scenario.model_dump(mode="json") for scenario in scenarios], indent=1)
 
 
 def saved_run(out: Path) -> tuple[TrainConfig, list[Scenario]]:
@@ -166,7 +172,8 @@ def _check_curriculum(config: TrainConfig, by_size: dict[int, list[Scenario]]) -
                 )
 
 
-def _show(event: Progress, progress: OnProgress, say: Say) -> None:
+def show(event: Progress, progress: OnProgress, say: Say) -> None:
+    """Pass on to a person how far training is."""
     if event.stage == "curriculum":
         low, high = event.metrics["load_low"], event.metrics["load_high"]
         say(

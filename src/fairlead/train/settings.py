@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from fairlead.env.reward_config import HybridReward, LatencyPenalty
 from fairlead.train.config import TrainConfig
 from fairlead.train.curriculum import Stage
+from fairlead.train.live_config import LiveConfig
 from fairlead.train.ppo_config import Pulses, StepAdaptation
 
 INTRODUCTION = """# Settings of training
@@ -28,6 +29,7 @@ ALSO: tuple[tuple[str, type[BaseModel]], ...] = (
     ("environment.reward (kind: hybrid)", HybridReward),
     ("environment.reward.latency_penalty", LatencyPenalty),
     ("environment.curriculum[]", Stage),
+    ("live", LiveConfig),
     ("ppo.pulses", Pulses),
     ("ppo.step_adaptation", StepAdaptation),
 )

@@ -21,7 +21,7 @@ from fairlead.train.curriculum import Setting, setting_at
 from fairlead.train.device import check_device
 from fairlead.train.failure import NotFinite, dump
 from fairlead.train.ppo import Part
-from fairlead.train.rollout import Env, Rollout
+from fairlead.train.rollout import Enough, Env, Rollout
 from fairlead.train.state import (
     Best,
     TrainState,
@@ -74,6 +74,8 @@ class TrainResult:
     seconds_by_phase: dict[str, float]
     history: list[dict[str, float]]
     """Held-out evaluations: iteration, decisions, seconds, objective."""
+    ended_early: str = ""
+    """Why an environment gave no more, if it did."""
 
 
 @dataclass
@@ -171,13 +173,17 @@ def train(
     check_device(config.device)
     run = Run(config, directory, evaluate, on_progress, features, extra_files or {}, heuristics)
     state: TrainState | None = None
+    ended_early = ""
     with torch_threads(config.threads), torch.random.fork_rng(devices=[]):
         try:
             state = _begin(run, resume)
             if config.imitation is not None and state.imitation_round < config.imitation.rounds:
                 envs = _listed((make_imitation_env or make_env)())
                 _imitate(run, state, config.imitation, envs, teacher or lookahead())
-            _improve(run, state, _listed(make_env()))
+            try:
+                _improve(run, state, _listed(make_env()))
+            except Enough as reason:
+                ended_early = str(reason)
         except KeyboardInterrupt:
             raise TrainingInterrupted(
                 f"interrupted; the run can be resumed from {directory / 'checkpoint.pt'}"
@@ -193,6 +199,7 @@ def train(
         seconds=state.seconds,
         seconds_by_phase=dict(state.profiler.seconds),
         history=state.history,
+        ended_early=ended_early,
     )
 
 
