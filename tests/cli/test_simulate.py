@@ -19,6 +19,8 @@ METRICS = {
     "goodput_rps",
     "imbalance",
     "retries_mean",
+    "prefix_hit_rate",
+    "scheduling_delay_p99_s",
 }
 RUN = ("simulate", "--scenario", "uniform-lengths", "--requests", "200")
 

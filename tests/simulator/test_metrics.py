@@ -1,6 +1,7 @@
 """Metrics against closed forms and against slow, obvious loops."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,6 +50,14 @@ def test_closed_form_of_a_steady_run() -> None:
     assert summary["goodput_rps"] == summary["throughput_rps"]
     # An arrival finds the two requests before it, one on each replica (the third before it left 0.25 s ago).
     assert summary["imbalance"] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_the_scheduling_delay_is_the_time_to_the_first_batch_not_to_the_first_token() -> None:
+    outcomes = steady(100)
+    assert summarise(outcomes, 1.0, 0.11)["scheduling_delay_p99_s"] == 0.0  # not recorded
+    late = np.where(np.arange(100) % 20 == 0, 0.2, 0.05)
+    recorded = replace(outcomes, scheduled_s=outcomes.arrival_s + late)
+    assert summarise(recorded, 1.0, 0.11)["scheduling_delay_p99_s"] == pytest.approx(0.2)
 
 
 def test_pitfall_24_percentiles_are_of_requests() -> None:

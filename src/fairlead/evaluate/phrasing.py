@@ -16,6 +16,7 @@ LABELS: dict[str, str] = {
     "imbalance": "imbalance",
     "retries_mean": "retries per request",
     "prefix_hit_rate": "prefix hit rate",
+    "scheduling_delay_p99_s": "p99 scheduling delay",
 }
 """The short name of each metric."""
 

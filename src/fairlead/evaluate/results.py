@@ -123,6 +123,8 @@ class Row(Record):
     retries_mean: float = 0.0
     prefix_hit_rate: float = 0.0
     """Absent in files from before there was prefix caching."""
+    scheduling_delay_p99_s: float = 0.0
+    """From arrival to the first batch; 0 where that was not recorded."""
 
     def metric(self, name: str) -> float:
         """The metric called `name`."""

@@ -30,6 +30,7 @@ METRICS: tuple[str, ...] = (
     "imbalance",
     "retries_mean",
     "prefix_hit_rate",
+    "scheduling_delay_p99_s",
 )
 """The names that `summarise` returns, in this order."""
 
@@ -127,6 +128,13 @@ def _hit_rate(outcomes: Outcomes, window: slice) -> float:
     return float(outcomes.cached_tokens[window].sum() / outcomes.prompt_tokens[window].sum())
 
 
+def _scheduling_delay_s(outcomes: Outcomes, window: slice) -> float:
+    """The 99th percentile, in seconds; 0 where first batches were not recorded."""
+    if outcomes.scheduled_s is None:
+        return 0.0
+    return float(np.percentile(outcomes.scheduling_delay_s[window], 99))
+
+
 def summarise(
     outcomes: Outcomes, slo_ttft_s: float, slo_tpot_s: float, warmup: float = 0.1, cooldown: float = 0.05
 ) -> dict[str, float]:
@@ -144,6 +152,8 @@ def summarise(
     last completion. `goodput_rps` counts only the completions that met both objectives.
 
     `prefix_hit_rate` is the share of the measured prompt tokens that were found in the prefix cache.
+    `scheduling_delay_p99_s` is that of the times from arrival to the first batch. Both are 0 where the run
+    did not record them, as on live servers.
 
     Args:
         outcomes: the run.
@@ -184,5 +194,6 @@ def summarise(
         "imbalance": arrival_imbalance(outcomes)[window].mean(),
         "retries_mean": outcomes.retried[window].mean(),
         "prefix_hit_rate": _hit_rate(outcomes, window),
+        "scheduling_delay_p99_s": _scheduling_delay_s(outcomes, window),
     }
     return {name: float(summary[name]) for name in METRICS}
