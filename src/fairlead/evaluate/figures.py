@@ -294,3 +294,67 @@ def training_curve(path: str | Path, prefix: str) -> str:
         axes.set_title("Training: the objective on held-out requests, smaller is better")
         axes.legend(loc="upper right", fontsize=8.5)
         return _svg(figure, prefix, f"Held-out objective from {y[0]:.3g} to {best[-1]:.3g} at best")
+
+
+Point = tuple[float, float]
+
+
+def frontier(
+    heuristics: Mapping[str, Point],
+    learned: Mapping[float, Point],
+    lookahead: Mapping[float, Point],
+    title: str,
+    prefix: str,
+) -> str:
+    """Mean E2E against p99 TTFT: heuristics as points, the learned policy as a line over its dial.
+
+    Args:
+        heuristics: by name: both, relative to the best heuristic of each (1 is the best).
+        learned: the same by setting of the dial, in order.
+        lookahead: the same; may be empty.
+        title: of the figure.
+        prefix: of the ids in the SVG.
+    """
+    with mpl.rc_context(_STYLE):
+        figure, axes = _axes(5.6, 4.2)
+        # What is much worse than all others would squeeze them into a corner.
+        near = {name: p for name, p in heuristics.items() if p[0] < 1.6 and p[1] < 3.0}
+        points = [*near.values(), *learned.values(), *lookahead.values()]
+        _scale(axes, "x", [x for x, _ in points])
+        _scale(axes, "y", [y for _, y in points])
+        for x, y in near.values():
+            axes.plot(x, y, _MARKERS["heuristic"], color=_COLOURS["heuristic"], markersize=6.5, zorder=3)
+        lines = (("lookahead", lookahead), ("learned", learned))
+        for kind, line in lines:
+            if line:
+                axes.plot(
+                    *np.array(list(line.values())).T,
+                    marker=_MARKERS[kind],
+                    color=_COLOURS[kind],
+                    linestyle="--" if kind == "lookahead" else "solid",
+                    markersize=5.5,
+                    label=f"{kind}, dial {min(line):g} to {max(line):g}",
+                    zorder=4,
+                )
+        infos = [RouterInfo(name=name, kind="heuristic") for name in near]
+        axes.set_xlabel("mean E2E, relative to the best heuristic's")
+        axes.set_ylabel("p99 TTFT, relative to the best heuristic's")
+        axes.set_title(title)
+        axes.legend(fontsize=8.5)
+        if near:
+            others = {f"{kind} {dial:g}": p for kind, line in lines for dial, p in line.items()}
+            _label_points(figure, axes, infos, near | others, (1.0, 1.0))
+        left_out = sorted(set(heuristics) - set(near))
+        words = f"{title}: mean E2E against p99 TTFT" + (
+            f"; far worse and not shown: {', '.join(left_out)}" if left_out else ""
+        )
+        return _svg(figure, prefix, words)
+
+
+def standalone(svg: str) -> str:
+    """The figure as a file of its own, on a white ground."""
+    return svg.replace(
+        "<svg ",
+        '<svg width="640" style="background:#fff;color:#222;font-family:sans-serif" ',
+        1,
+    )
