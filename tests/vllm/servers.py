@@ -1,6 +1,7 @@
 """Real vLLM servers on the CPU, and any other server of ours, as child processes."""
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -14,8 +15,10 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-READY_S = 240.0
-"""Two servers that start at once on two busy cores take up to a minute; a cold file cache more."""
+READY_S = 360.0
+"""Two servers that start at once on two busy cores take up to 80 s; a cold file cache more."""
+_PORTS = 3  # tried, should another process take the one that was free
+_PR_SET_PDEATHSIG = 1
 
 # What vLLM reads from its environment on a CPU without a network.
 _VLLM_ENVIRONMENT = {
@@ -42,39 +45,65 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def _die_with_parent() -> None:
+    """Called in a child: should the tests be killed, so is the server (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 class Process:
     """A server as a child process in a group of its own, with its output in a file."""
 
-    def __init__(self, command: list[str], port: int, log: Path, environment: dict[str, str]) -> None:
-        self.port = port
-        self.url = f"http://127.0.0.1:{port}"
+    def __init__(self, command: list[str], log: Path, environment: dict[str, str]) -> None:
+        """`command` says `{port}` where the port belongs."""
         self.log = log
+        self.port = free_port()
         self._command = command
         self._environment = {**os.environ, **environment}
         self._child: subprocess.Popen[bytes] | None = None
+        self._was_ready = False
+
+    @property
+    def url(self) -> str:
+        """Where it listens; settled once it is ready."""
+        return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
         with self.log.open("ab") as output:
             self._child = subprocess.Popen(
-                self._command,
+                [word.format(port=self.port) for word in self._command],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=_die_with_parent,
             )
 
     def wait_until_ready(self) -> None:
         assert self._child is not None
         deadline = time.monotonic() + READY_S
+        ports = 1
         while time.monotonic() < deadline:
+            if self._child.poll() is not None:
+                if self._was_ready or ports == _PORTS or not self._lost_its_port():
+                    break
+                ports += 1
+                self.port = free_port()
+                self.start()
             with contextlib.suppress(OSError):
                 get(f"{self.url}/health")
+                self._was_ready = True
                 return
-            if self._child.poll() is not None:
-                break
             time.sleep(0.2)
-        raise AssertionError(f"{self._command[0]} is not ready:\n{self.log.read_text()[-3000:]}")
+        code = self._child.poll()
+        ended = f"ended with code {code}" if code is not None else f"is not ready after {READY_S:g} s"
+        log = self.log.read_text(errors="replace")[-6000:]
+        raise AssertionError(f"{' '.join(self._command)} {ended}; the end of its log:\n{log}")
+
+    def _lost_its_port(self) -> bool:
+        log = self.log.read_text(errors="replace")[-6000:].lower()
+        return "address already in use" in log or "cannot listen" in log
 
     def kill(self) -> None:
         """As `kill -9` would."""
@@ -93,18 +122,16 @@ class Process:
 
 
 def vllm_server(environment: Path, log: Path) -> Process:
-    port = free_port()
     command = [str(environment / "bin" / "vllm"), "serve", str(environment / "model")]
-    command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port), *_VLLM_OPTIONS]
-    return Process(command, port, log, _VLLM_ENVIRONMENT)
+    command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", "{port}", *_VLLM_OPTIONS]
+    return Process(command, log, _VLLM_ENVIRONMENT)
 
 
 def gateway(backends: list[str], log: Path, *options: str) -> Process:
-    port = free_port()
-    command = [sys.executable, "-m", "fairlead", "serve", "--port", str(port), *options]
+    command = [sys.executable, "-m", "fairlead", "serve", "--port", "{port}", *options]
     for url in backends:
         command += ["--backend", url]
-    return Process(command, port, log, {})
+    return Process(command, log, {})
 
 
 def vllm_bench(environment: Path, url: str, result: Path) -> dict[str, Any]:

@@ -2,11 +2,14 @@
 
 import contextlib
 import http.client
+import json
 import threading
 from pathlib import Path
 
 import pytest
-from tests.vllm.servers import Process, get, metric, post, stream, vllm_bench, wait_for
+from tests.vllm.servers import Process, gateway, get, metric, post, stream, vllm_bench, wait_for
+
+from fairlead.view import schema
 
 pytestmark = pytest.mark.vllm
 
@@ -69,6 +72,37 @@ def test_both_pages_of_metrics_agree(front, servers):
     after = sum(metric(get(f"{server.url}/metrics"), "vllm:generation_tokens_total") for server in servers)
     assert after - before == 35
     assert "fairlead" in get(f"{front.url}/metrics")
+
+
+@pytest.mark.parametrize("how", ["tokenizer", "backend"])
+def test_prompts_are_counted_as_the_servers_do(servers, environment: Path, tmp_path, how):
+    """The view has the tokens of `usage`: with the tokenizer's file once the template's marks are known."""
+    log = tmp_path / "decisions.jsonl"
+    options = ["--set", f"logs.decisions={log}", "--set", "tokens.count_within=20", "--policy", "lor"]
+    if how == "tokenizer":
+        options += ["--tokenizer", str(environment / "model" / "tokenizer.json")]
+    else:
+        options += ["--set", "tokens.prompts=backend"]
+    front = gateway([server.url for server in servers], tmp_path / "gateway.log", *options)
+    front.start()
+    try:
+        front.wait_until_ready()
+        for i in range(4):
+            text = "how many tokens are there? " * (i + 1)
+            status, _, _ = post(
+                f"{front.url}/v1/completions", {"model": "tiny", "prompt": text, "max_tokens": 1}
+            )
+            assert status == 200
+            messages = [{"role": "user", "content": text}]
+            chat = {"model": "tiny", "messages": messages, "max_tokens": 1}
+            assert post(f"{front.url}/v1/chat/completions", chat)[0] == 200
+    finally:
+        front.stop()
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert len(lines) == 8
+    first = 2 if how == "tokenizer" else 0
+    for line in lines[first:]:
+        assert line["request"][schema.PROMPT_TOKENS] == line["prompt_tokens"]
 
 
 def test_vllms_own_load_client(front, servers, environment: Path, tmp_path):

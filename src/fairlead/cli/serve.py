@@ -71,6 +71,14 @@ def command(
             show_default=False,
         ),
     ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="tokenizer.json",
+            help="Count the tokens of prompts with the model's own tokenizer instead of estimating them.",
+            show_default=False,
+        ),
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Check the settings and the policy, then exit.")
     ] = False,
@@ -84,7 +92,14 @@ def command(
 
     def settings() -> "GatewaySettings":
         return gateway_settings(
-            config, backend or [], assignments or [], policy=policy, favor=favor, host=host, port=port
+            config,
+            backend or [],
+            assignments or [],
+            policy=policy,
+            favor=favor,
+            host=host,
+            port=port,
+            tokenizer=tokenizer,
         )
 
     chosen = settings()
@@ -132,6 +147,7 @@ def gateway_settings(
     favor: float | None = None,
     host: str | None = None,
     port: int | None = None,
+    tokenizer: Path | None = None,
 ) -> "GatewaySettings":
     """The settings of the file, with what the options say on top."""
     from fairlead.serve.settings import parse_settings
@@ -147,4 +163,9 @@ def gateway_settings(
             if not isinstance(section, dict):
                 raise FairleadError("policy: should be a mapping of keys, for example {router: lor}")
             section[key] = value
+    if tokenizer is not None:
+        section = content.setdefault("tokens", {})
+        if not isinstance(section, dict):
+            raise FairleadError("tokens: should be a mapping of keys, for example {prompts: backend}")
+        section |= {"prompts": "tokenizer", "tokenizers": {"*": str(tokenizer)}}
     return parse_settings(content, str(config) if config is not None else "fairlead serve")

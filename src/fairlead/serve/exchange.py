@@ -23,6 +23,7 @@ from fairlead.serve.messages import (
     named_in_connection,
     status_line,
 )
+from fairlead.serve.prompt_tokens import PromptCounter
 from fairlead.serve.scraping import orca_reading
 from fairlead.serve.settings import Limits, Timeouts
 from fairlead.serve.tokens import TAIL_BYTES, EventMeter, PromptEstimate, Usage, find_usage
@@ -62,6 +63,8 @@ class Dispatcher(Protocol):
     timeouts: Timeouts
     ledger: Ledger
     prompts: PromptEstimate
+    counter: PromptCounter | None
+    """Counts prompts, if that is configured."""
     keyed: bool
     """Whether clients authenticate themselves to the gateway."""
     orca: bool
@@ -116,6 +119,7 @@ class Exchange:
         "attempts",
         "backend",
         "by",
+        "counted",
         "deadline",
         "decided",
         "decision_s",
@@ -164,6 +168,8 @@ class Exchange:
         self.by = ""
         self.shadow = ""
         self.prompt_estimate = 0
+        self.counted = False
+        """Whether the tokens of its prompt were counted, not estimated."""
         self.expected_hit = 0.0
         """Tokens of the prompt that the chosen backend may have cached."""
         self.usage: Usage | None = None
@@ -220,6 +226,18 @@ class Exchange:
         if self._gateway.ask_usage and facts.no_stream_options and self.request.path in TOTALLED:
             self._asks = True
             self._parts = [asking(body)]
+        counter = self._gateway.counter
+        if counter is None or not counter.begin(self, self.request.path):
+            self._dispatch()
+
+    def prompt_counted(self, tokens: int | None) -> None:
+        """How long the prompt is; None: that could not be counted."""
+        if self.outcome:
+            return  # its client has left meanwhile
+        if tokens is not None:
+            assert self.facts is not None
+            self.facts = self.facts._replace(prompt_tokens=tokens)
+            self.counted = True
         self._dispatch()
 
     def client_left(self) -> None:
@@ -445,10 +463,12 @@ class Exchange:
                 self.output_tokens = meter.tokens
             elif self.usage is not None:
                 self.output_tokens = max(self.usage.output_tokens, 0)
-            if self.usage is not None and self.facts.prompt_tokens < 0:
+            if self.usage is not None and (self.counted or self.facts.prompt_tokens < 0):
                 self._gateway.prompts.learn(
                     self.facts.model, self.facts.prompt_bytes, self.usage.prompt_tokens
                 )
+                if self._gateway.counter is not None and self.usage.prompt_tokens > 0:
+                    self._gateway.counter.learn(self.facts, self.usage.prompt_tokens)
             backend.e2e.observe(monotonic() - request.arrived)
         self._end("ok")
         request.connection.answered(request)

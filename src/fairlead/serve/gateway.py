@@ -29,6 +29,7 @@ from fairlead.serve.logs import EventLog, JsonLines, timestamp
 from fairlead.serve.messages import answer, error_body
 from fairlead.serve.metrics import exposition
 from fairlead.serve.prefixes import CHUNK_BYTES, NO_KEYS, Prefixes, chunk_keys
+from fairlead.serve.prompt_tokens import PromptCounter
 from fairlead.serve.settings import BackendSettings, GatewaySettings
 from fairlead.serve.tokens import PromptEstimate
 from fairlead.serve.traces import Tracing
@@ -110,6 +111,7 @@ class Gateway:
         self.prefixes = Prefixes(settings.prefixes.chunks)
         self.decider = Decider(settings.policy)
         self.prompts = PromptEstimate(settings.tokens.bytes_per_token)
+        self.counter: PromptCounter | None = None
         self.backends: list[Backend] = []
         self.queue: deque[Exchange] = deque()
         self.events = EventLog()
@@ -129,9 +131,20 @@ class Gateway:
         self._id_count = 0
         self._rows: dict[tuple[int, ...], npt.NDArray[np.int64]] = {}
         self._releasing = False
+        self._count_with(self._new_counter(settings))
         self._apply(settings)
         for backend in settings.backends:
             self.add(backend)
+
+    def _new_counter(self, settings: GatewaySettings) -> PromptCounter | None:
+        if settings.tokens.prompts == "estimate":
+            return None
+        return PromptCounter(settings.tokens, lambda: self.backends, self.events)
+
+    def _count_with(self, counter: PromptCounter | None) -> None:
+        if self.counter is not None:
+            self.counter.close()
+        self.counter = counter
 
     def _apply(self, settings: GatewaySettings) -> None:
         """Take over what can change while running (backends and policy aside)."""
@@ -193,10 +206,14 @@ class Gateway:
         """Take over new settings: backends that stay keep their connections and their place in the ledger.
 
         Raises:
-            FairleadError: if the policy cannot be loaded; then nothing has changed.
+            FairleadError: if the policy or a tokenizer cannot be loaded; then nothing has changed.
         """
+        again = settings.tokens != self.settings.tokens
+        counter = self._new_counter(settings) if again else None
         if settings.policy != self.settings.policy:
             self.decider.replace(settings.policy)
+        if again:
+            self._count_with(counter)
         self._apply(settings)
         wanted = {backend.label: backend for backend in settings.backends}
         for backend in list(self.backends):

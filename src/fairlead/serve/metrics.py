@@ -7,6 +7,7 @@ from typing import Protocol
 from fairlead.serve.backend import Backend, Histogram
 from fairlead.serve.decisions import Decider
 from fairlead.serve.ledger import Ledger
+from fairlead.serve.prompt_tokens import PromptCounter
 from fairlead.view import schema
 
 _STATES = ("up", "unhealthy", "ejected", "draining")
@@ -27,6 +28,7 @@ class Counted(Protocol):
     def queue(self) -> Sized: ...  # noqa: D102
 
     decider: Decider
+    counter: PromptCounter | None
     ledger: Ledger
     requests: dict[tuple[str, int], int]
     queue_refused: int
@@ -72,6 +74,11 @@ def exposition(gateway: Counted) -> bytes:
     out.family("policy_errors_total", "counter", "Decisions of the policy that failed or came too late.")
     for reason in ("error", "deadline"):
         out.sample("policy_errors_total", decider.errors.get(reason, 0), reason=reason)
+    if gateway.counter is not None:
+        text = "Prompts that were to be counted, by what became of it (all but the first two: estimated)."
+        out.family("prompts_total", "counter", text)
+        for outcome, count in gateway.counter.outcomes.items():
+            out.sample("prompts_total", count, outcome=outcome)
     out.family("decision_seconds", "histogram", "Time from a view to a choice.")
     out.histogram("decision_seconds", decider.seconds)
     out.family(

@@ -175,6 +175,8 @@ class Server:
         await asyncio.sleep(0)
         if gateway.traces is not None:
             await asyncio.to_thread(gateway.traces.close)
+        if gateway.counter is not None:
+            gateway.counter.close()
         for log in (gateway.requests_log, gateway.decisions_log):
             if log is not None:
                 log.close()

@@ -5,7 +5,7 @@ Times are in seconds, sizes in bytes. Unknown keys are refused, with the one tha
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -233,12 +233,28 @@ class Policy(Section):
 class Tokens(Section):
     """How the length of a prompt is known before a backend tells."""
 
+    prompts: Literal["estimate", "tokenizer", "backend"] = "estimate"
+    """`estimate`: from its size, by a ratio learned from `usage`. `tokenizer`: counted here, by the files
+    under `tokenizers`. `backend`: a backend is asked first (`/tokenize` of vLLM): exact, one round trip more.
+    What is not counted in time, or fails, is estimated; `/metrics` counts that."""
+    tokenizers: dict[str, Path] = Field(default_factory=dict)
+    """Model -> its `tokenizer.json`; `"*"` is for all others. Needs the `tokenizers` extra."""
+    count_within: Seconds = 0.05
+    """A request waits for its prompt to be counted for so long at most."""
     bytes_per_token: Positive = 4.0
     """The first guess for every model; it follows `usage` in the answers."""
     ask_usage: bool = False
     """Ask for the `usage` of streamed answers whose client did not, and keep it from that client: so tokens
     are counted right where a backend merges several into one event. Requests are then not passed on byte for
     byte, and backends must know `stream_options`."""
+
+    @model_validator(mode="after")
+    def _check_prompts(self) -> Self:
+        if (self.prompts == "tokenizer") != bool(self.tokenizers):
+            raise invalid(
+                "prompts: tokenizer and tokenizers (model: file) belong together: give both or none"
+            )
+        return self
 
 
 class Prefixes(Section):
