@@ -65,6 +65,7 @@ class RouterNetwork(nn.Module):
         critic_gru_layers: int = 0,
         excluded: Sequence[int] = (),
         available: int | None = FEATURES.index(AVAILABLE) if AVAILABLE in FEATURES else None,
+        balance_head: bool = False,
         seed: int = 0,
     ) -> None:
         """Fresh weights.
@@ -85,6 +86,7 @@ class RouterNetwork(nn.Module):
             critic_gru_layers: of a decoupled critic's memory.
             excluded: indices of features that are not looked at.
             available: index of the feature that says which replicas may be chosen, if there is one.
+            balance_head: a second head on what the value is computed from: `balance`.
             seed: of the initial weights.
         """
         super().__init__()
@@ -113,6 +115,8 @@ class RouterNetwork(nn.Module):
         # Only one of the two exists.
         self.value_head = Head(hidden, 1.0, generator) if critic == "shared" else None
         self.critic = Critic(features, shape, generator) if critic == "decoupled" else None
+        width = hidden if critic == "shared" else 2 * hidden
+        self.balance_head = Head(width, 1.0, generator) if balance_head else None
 
     # ---- what goes in
 
@@ -158,6 +162,22 @@ class RouterNetwork(nn.Module):
             assert self.value_head is not None and embedding is not None
             value = self.value_head(_mean(embedding, available))
         return value
+
+    def balance(self, observation: Tensor) -> Tensor:
+        """(B, R, F) -> (B,): the spread of load over the replicas that its own head expects.
+
+        An auxiliary task: what it teaches goes into the critic's embeddings, with a shared critic into the
+        actor's.
+        """
+        self._check_stateless()
+        assert self.balance_head is not None
+        x, available = self._input(observation)
+        found: Tensor
+        if self.critic is not None:
+            found = self.balance_head(pool(self.critic.trunk(x, available), available))
+        else:
+            found = self.balance_head(_mean(self.trunk(x, available), available))
+        return found
 
     def _check_stateless(self) -> None:
         if self.state_size:
@@ -253,7 +273,7 @@ class RouterNetwork(nn.Module):
 
     def critic_parameters(self) -> Iterator[nn.Parameter]:
         """What only the value depends on."""
-        for part in (self.critic, self.value_head):
+        for part in (self.critic, self.value_head, self.balance_head):
             if part is not None:
                 yield from part.parameters()
 

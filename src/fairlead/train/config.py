@@ -197,6 +197,8 @@ class TrainConfig(Section):
     def _check_recurrent(self, steers: bool) -> None:
         if steers or self.ppo.cloning.range[1] > 0:
             raise invalid("ppo.reference_kl and ppo.cloning do not work with a GRU")
+        if self.ppo.balance_coefficient > 0:
+            raise invalid("ppo.balance_coefficient does not work with a GRU")
         if self.ppo.rollout_steps % self.ppo.sequence_length:
             raise invalid(
                 f"ppo.rollout_steps {self.ppo.rollout_steps} is no multiple of ppo.sequence_length "
@@ -221,7 +223,8 @@ class TrainConfig(Section):
             raise FairleadError(f"network.exclude: there is no feature {unknown[0]}; {', '.join(features)}")
         available = features.index("available") if "available" in features else None
         excluded = tuple(features.index(name) for name in self.network.exclude)
-        return options | {"excluded": excluded, "available": available}
+        head = self.ppo.balance_coefficient > 0
+        return options | {"excluded": excluded, "available": available, "balance_head": head}
 
     @property
     def validation_favors(self) -> tuple[float, ...]:

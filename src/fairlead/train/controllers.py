@@ -25,6 +25,9 @@ class Knobs(NamedTuple):
     reference_kl: float = 0.0
     cloning: float = 0.0
     temperature_is_pulsing: bool = False
+    explore_by: int | None = None
+    """Index of the feature that tells quiet replicas from crowded ones in exploration; None: it is
+    uniform."""
 
 
 @dataclass

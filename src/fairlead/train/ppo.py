@@ -53,6 +53,8 @@ class Batch(NamedTuple):
     """(N, R, S) what was remembered before each sequence's own first step."""
     starts: Tensor | None = None
     """(N, L) whether an episode begins at a step."""
+    balance: Tensor | None = None
+    """(N,) spread of load that came, where the network has a head for it."""
 
     def to(self, device: str) -> "Batch":
         """The same on another device."""
@@ -76,6 +78,7 @@ class Terms(NamedTuple):
     """Entropy as a share of the greatest possible."""
     reference_kl: Tensor
     cloning_loss: Tensor
+    balance_loss: Tensor
 
 
 def iterate(
@@ -90,6 +93,7 @@ def iterate(
     reference: ActorCritic | None = None,
     cloning: Sequence[tuple[Tensor, Tensor]] = (),
     device: str = "cpu",
+    load_column: int | None = None,
 ) -> dict[str, float]:
     """Rollouts, advantages, update. Leaves the next observations in the parts; returns the metrics.
 
@@ -104,6 +108,7 @@ def iterate(
         reference: the frozen policy to stay near, if any.
         cloning: observations and labels of demonstrations, if they are still to be imitated.
         device: where to learn.
+        load_column: index of the feature whose spread is what balance means.
     """
     for part in parts:
         assert part.observation is not None
@@ -116,11 +121,13 @@ def iterate(
             profiler,
             temperature=knobs.temperature,
             epsilon=knobs.epsilon,
+            load_column=knobs.explore_by,
             sequence_length=config.sequence_length,
         )
     with profiler.phase("learn"):
         batches = [
-            make_batch(part.rollout, part.scale, config, getattr(part.env, "group", 1)) for part in parts
+            make_batch(part.rollout, part.scale, config, getattr(part.env, "group", 1), load_column)
+            for part in parts
         ]
         if reference is not None and knobs.reference_kl > 0:
             batches = [b._replace(reference=log_probs_of(reference, b.observations)) for b in batches]
@@ -131,7 +138,13 @@ def iterate(
     return metrics | describe(parts, batches)
 
 
-def make_batch(rollout: Rollout, scale: returns.RewardScale, config: PPOConfig, group: int) -> Batch:
+def make_batch(
+    rollout: Rollout,
+    scale: returns.RewardScale,
+    config: PPOConfig,
+    group: int,
+    load_column: int | None = None,
+) -> Batch:
     """Scale the rewards, estimate advantages, compare within groups, normalise, flatten."""
     discounts = returns.time_discounts(rollout.elapsed_s, config.horizon_s)
     scale.update(rollout.rewards, discounts, rollout.ends)
@@ -156,7 +169,13 @@ def make_batch(rollout: Rollout, scale: returns.RewardScale, config: PPOConfig, 
     )
     tensors = [torch.from_numpy(array) for array in arrays]
     if not rollout.states:
-        return Batch(*(tensor.flatten(0, 1) for tensor in tensors))
+        balance = None
+        if config.balance_coefficient > 0:
+            assert load_column is not None
+            spread = rollout.observations[..., load_column].std(-1).astype(np.float64)
+            coming = returns.balance_to_go(spread, discounts, rollout.ends)
+            balance = torch.from_numpy(coming.astype(np.float32)).flatten()
+        return Batch(*(tensor.flatten(0, 1) for tensor in tensors))._replace(balance=balance)
     length = rollout.sequence_length
     starts = torch.zeros(tensors[1].shape, dtype=torch.bool)
     starts[1:] = torch.from_numpy(rollout.ends[:-1])
@@ -229,14 +248,21 @@ def joint_loss(network: ActorCritic, batches: Sequence[Batch], config: PPOConfig
 
 
 def minibatch_loss(network: ActorCritic, batch: Batch, config: PPOConfig, knobs: Knobs) -> Terms:
-    """Clipped surrogate + value loss - entropy bonus + entropy floor + KL terms."""
+    """Clipped surrogate + value loss - entropy bonus + entropy floor + KL terms + balance loss."""
     zero = torch.zeros(())
+    balance_loss = zero
+    if batch.balance is not None:
+        expected: Any = network
+        balance_loss = losses.value_loss(expected.balance(batch.observations), batch.balance)
     if not knobs.train_actor:
         values, _, batch = _evaluate(network, batch, config.burn_in, actor=False)
         value_loss = losses.value_loss(values, batch.targets, batch.values, config.value_clip)
-        return Terms(config.value_coefficient * value_loss, zero, value_loss, *[zero] * 6)
+        loss = config.value_coefficient * value_loss + config.balance_coefficient * balance_loss
+        parts = (zero, value_loss, zero, zero, zero, zero, zero, zero, balance_loss)
+        return Terms(loss, *parts)
     values, logits, batch = _evaluate(network, batch, config.burn_in, actor=True)
-    log_probs = behaviour_log_probs(logits, knobs.temperature, knobs.epsilon)
+    load = None if knobs.explore_by is None else batch.observations[..., knobs.explore_by]
+    log_probs = behaviour_log_probs(logits, knobs.temperature, knobs.epsilon, load)
     log_prob = losses.chosen(log_probs, batch.actions)
     policy_loss, clip_fraction = losses.clipped_surrogate(
         log_prob, batch.log_probs, batch.advantages, knobs.clip
@@ -245,6 +271,7 @@ def minibatch_loss(network: ActorCritic, batch: Batch, config: PPOConfig, knobs:
     entropy = losses.entropy(log_probs)
     kl = losses.kl_k3(log_prob, batch.log_probs)
     loss = policy_loss + config.value_coefficient * value_loss - knobs.entropy_coefficient * entropy
+    loss = loss + config.balance_coefficient * balance_loss
     if config.kl_control != "none":
         loss = loss + knobs.kl_coefficient * kl
     if config.entropy_floor is not None:
@@ -256,7 +283,8 @@ def minibatch_loss(network: ActorCritic, batch: Batch, config: PPOConfig, knobs:
         reference_kl = losses.kl_exact(torch.log_softmax(logits, -1), batch.reference)
         loss = loss + knobs.reference_kl * reference_kl
     share = losses.entropy_share(log_probs.detach())
-    return Terms(loss, policy_loss, value_loss, entropy, kl, clip_fraction, share, reference_kl, zero)
+    parts = (policy_loss, value_loss, entropy, kl, clip_fraction, share, reference_kl, zero, balance_loss)
+    return Terms(loss, *parts)
 
 
 def _evaluate(

@@ -98,6 +98,9 @@ class PPOConfig(Section):
     """Limit on the change of a value per iteration; none by default."""
     value_coefficient: Positive = 0.5
     """Weight of the value loss."""
+    balance_coefficient: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of an auxiliary loss: a second head of the critic predicts the spread (standard deviation) of
+    requests in flight over the replicas, averaged over the coming `horizon_s`. 0: there is no such head."""
     entropy_coefficient: WeightSchedule = Constant(value=0.0)
     """Weight of the entropy bonus. None is needed after imitation, which leaves near-ties undecided."""
     entropy_target: Share | None = None
@@ -150,7 +153,10 @@ class PPOConfig(Section):
     pulses: Pulses | None = None
     """Temperature pulses. Off by default."""
     epsilon: ShareSchedule = Constant(value=0.0)
-    """Share of actions chosen uniformly; part of the sampled distribution and of its log-probability."""
+    """Share of actions chosen at random; part of the sampled distribution and of its log-probability."""
+    exploration: Literal["uniform", "hierarchical"] = "uniform"
+    """How `epsilon` chooses: among all replicas alike, or in two stages: first the half with fewer requests
+    in flight or the rest, each with probability 1/2, then uniformly within."""
     sequence_length: Count = 32
     """With a memory: decisions per training sequence; each starts from the state stored at its first step."""
     burn_in: Annotated[int, Field(ge=0)] = 0
@@ -160,6 +166,10 @@ class PPOConfig(Section):
     def _consistent(self) -> "PPOConfig":
         if self.entropy_target is not None and self.entropy_coefficient.range[1] > 0:
             raise invalid("entropy_target and entropy_coefficient both set the weight of entropy: keep one")
+        if self.exploration == "hierarchical" and self.epsilon.range[1] == 0:
+            raise invalid(
+                "exploration: hierarchical says how epsilon chooses, and epsilon is 0: set ppo.epsilon"
+            )
         if self.temperature_range[0] > self.temperature_range[1]:
             raise invalid(f"temperature_range {list(self.temperature_range)} runs backwards")
         if self.burn_in >= self.sequence_length:

@@ -53,6 +53,20 @@ def gae(
     return advantages, advantages + values
 
 
+def balance_to_go(spread: Floats, discounts: Floats, ends: Bools) -> Floats:
+    """The spread of load over the replicas that is still to come: (T, K).
+
+    An average with the discount's weights. What comes after the last step, or after the end of an episode,
+    counts as the spread found there.
+    """
+    averages = np.empty_like(spread)
+    ahead = spread[-1]
+    for t in range(len(spread) - 1, -1, -1):
+        ahead = np.where(ends[t], spread[t], ahead)
+        averages[t] = ahead = (1.0 - discounts[t]) * spread[t] + discounts[t] * ahead
+    return averages
+
+
 def subtract_group_mean(advantages: Floats, group: int) -> Floats:
     """Compare each cluster with those that saw the same arrivals: (T, K) minus its group's mean per step.
 

@@ -113,18 +113,29 @@ def collect(
     *,
     temperature: float = 1.0,
     epsilon: float = 0.0,
+    load_column: int | None = None,
     sequence_length: int = 1,
 ) -> Observation:
     """Fill `rollout` from `observation` on; returns the observation that comes next.
 
-    A network with a memory goes on from `rollout.memory` and leaves its last state there.
+    A network with a memory goes on from `rollout.memory` and leaves its last state there. With a
+    `load_column`, the feature of that index tells quiet replicas from crowded ones in exploration.
 
     Raises:
         FairleadError: if an observation, a reward or a logit is not finite.
     """
     if has_memory(network):
         return _collect_with_memory(
-            network, env, rollout, observation, random, profiler, temperature, epsilon, sequence_length
+            network,
+            env,
+            rollout,
+            observation,
+            random,
+            profiler,
+            temperature,
+            epsilon,
+            load_column,
+            sequence_length,
         )
     clusters = env.num_envs
     uniforms = torch.from_numpy(random.random((len(rollout), clusters), np.float32))
@@ -134,7 +145,7 @@ def collect(
                 rollout.observations[t] = observation
             with profiler.phase("forward"):
                 logits = network.logits(torch.from_numpy(rollout.observations[t]))
-                log_probs = behaviour_log_probs(logits, temperature, epsilon)
+                log_probs = behaviour_log_probs(logits, temperature, epsilon, _load(rollout, t, load_column))
                 actions = sample(log_probs, uniforms[t])
                 rollout.actions[t] = actions.numpy()
                 rollout.log_probs[t] = chosen(log_probs, actions).numpy()
@@ -176,6 +187,7 @@ def _collect_with_memory(
     profiler: Profiler,
     temperature: float,
     epsilon: float,
+    load_column: int | None,
     sequence_length: int,
 ) -> Observation:
     """The same for a network that remembers: acting and judging are one, step by step."""
@@ -192,7 +204,7 @@ def _collect_with_memory(
                 if t % sequence_length == 0:
                     rollout.states.append(state.clone())
                 logits, values, state = network.step(torch.from_numpy(rollout.observations[t]), state)
-                log_probs = behaviour_log_probs(logits, temperature, epsilon)
+                log_probs = behaviour_log_probs(logits, temperature, epsilon, _load(rollout, t, load_column))
                 actions = sample(log_probs, uniforms[t])
                 rollout.actions[t] = actions.numpy()
                 rollout.log_probs[t] = chosen(log_probs, actions).numpy()
@@ -214,6 +226,11 @@ def _collect_with_memory(
     rollout.memory = state.clone()
     _check_finite(rollout)
     return observation
+
+
+def _load(rollout: Rollout, t: int, column: int | None) -> Tensor | None:
+    """(K, R) how much is on each replica at step t, if anyone asks."""
+    return None if column is None else torch.from_numpy(rollout.observations[t][..., column])
 
 
 def _check_finite(rollout: Rollout) -> None:

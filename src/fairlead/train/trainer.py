@@ -37,6 +37,9 @@ from fairlead.train.threads import ACTING, torch_threads
 from fairlead.train.tracking import Progress, Tracker
 from fairlead.view.features import FEATURES
 
+LOAD_FEATURE = "in_flight"
+"""What balance is about: requests in flight on each replica."""
+
 
 class Judgement(NamedTuple):
     """What a held-out evaluation found."""
@@ -336,6 +339,7 @@ def _improve(run: Run, state: TrainState, envs: list[Env]) -> None:
     if state.iteration == 0 and config.start_from is not None and config.imitation is None:
         run.judge(state)  # what it has to become better than
     reference, cloning = _reference(run, state), _cloning(run, state)
+    load_column = _load_column(run)
     columns = logs.training_columns(envs, run.heuristics)
     features = logs.feature_columns(run.features)
     keep = state.iteration
@@ -353,6 +357,8 @@ def _improve(run: Run, state: TrainState, envs: list[Env]) -> None:
                         part.observation = episode_start(part.env, config, state, i)
                         part.rollout.memory = state.memories[i]
             knobs = state.controllers.knobs(config.ppo, state.iteration)
+            if config.ppo.exploration == "hierarchical":
+                knobs = knobs._replace(explore_by=load_column)
             metrics = ppo.iterate(
                 state.network,
                 state.optimiser,
@@ -364,6 +370,7 @@ def _improve(run: Run, state: TrainState, envs: list[Env]) -> None:
                 reference=reference,
                 cloning=cloning,
                 device=config.device,
+                load_column=load_column,
             )
             if knobs.train_actor:
                 state.controllers.after_update(config.ppo, metrics["kl"], metrics["entropy_share"])
@@ -435,6 +442,18 @@ def current_setting(run: Run, state: TrainState, began: int) -> Setting:
             metrics = {"stage": float(now.stage), "load_low": now.load[0], "load_high": now.load[1]}
             run.on_progress(Progress("curriculum", state.iteration, run.config.ppo.total_iterations, metrics))
     return now
+
+
+def _load_column(run: Run) -> int | None:
+    """The feature that balance and hierarchical exploration go by, where one of them is asked for."""
+    if run.config.ppo.exploration == "uniform" and run.config.ppo.balance_coefficient == 0:
+        return None
+    if LOAD_FEATURE not in run.features:
+        raise FairleadError(
+            f"ppo.exploration hierarchical and ppo.balance_coefficient go by the feature {LOAD_FEATURE}, "
+            "which is not among the observations"
+        )
+    return run.features.index(LOAD_FEATURE)
 
 
 def _reference(run: Run, state: TrainState) -> RouterNetwork | None:
