@@ -32,7 +32,7 @@ import httptools
 import uvloop
 from gateways import PUBLIC, cpu_seconds, free_port, install, running, say, wait_until_it_serves
 
-from fairlead.policy.artefact import export_onnx
+from fairlead.policy.export import export_onnx
 
 KINDS = ("json", "json-16k", "sse")
 PEERS = {"smg": "random", "sglang-router": "random", "vllm-router": "random"}

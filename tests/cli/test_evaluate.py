@@ -7,8 +7,8 @@ import pytest
 from tests.emulated import emulated
 
 from fairlead.policy import packaged
-from fairlead.policy.artefact import export_onnx
 from fairlead.policy.catalogue import ALL_HEURISTICS
+from fairlead.policy.export import export_onnx
 from fairlead.policy.network import RouterNetwork
 from fairlead.workload.scenario import load_scenario
 

@@ -8,7 +8,7 @@ import pytest
 from fairlead.errors import FairleadError
 from fairlead.evaluate.contest import METRICS
 from fairlead.evaluate.quality import Plan, check, is_unequal, measure
-from fairlead.policy.artefact import export_onnx
+from fairlead.policy.export import export_onnx
 from fairlead.policy.heuristics import HEURISTICS
 from fairlead.policy.network import RouterNetwork
 from fairlead.workload import load_scenario

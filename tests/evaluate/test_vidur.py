@@ -119,7 +119,7 @@ def test_a_trained_policy_routes_inside_vidur(tmp_path: Path):
     """An exported network, as `fairlead train` writes it."""
     pytest.importorskip("onnx")
     torch = pytest.importorskip("torch")
-    from fairlead.policy.artefact import export_onnx
+    from fairlead.policy.export import export_onnx
     from fairlead.policy.network import RouterNetwork
 
     network = RouterNetwork(seed=3)

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fairlead.policy.artefact import OnnxRouter, actor_weights, export_onnx
+from fairlead.policy.artefact import OnnxRouter, actor_weights
+from fairlead.policy.export import export_onnx
 from fairlead.policy.network import NetworkRouter, RouterNetwork
 
 NAMES = ("a", "b", "c", "d", "available")

@@ -7,8 +7,9 @@ import pytest
 
 from fairlead.errors import FairleadError
 from fairlead.policy import packaged
-from fairlead.policy.artefact import OnnxRouter, export_onnx
+from fairlead.policy.artefact import OnnxRouter
 from fairlead.policy.catalogue import find_router, find_routers
+from fairlead.policy.export import export_onnx
 from fairlead.policy.network import RouterNetwork
 from fairlead.policy.packaged import GENERALIST, RETRAIN, packaged_names, policy_path
 from fairlead.serve.settings import Policy
@@ -26,7 +27,7 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_generalist_fits_this_version():
     try:
-        OnnxRouter(policy_path(GENERALIST))
+        assert OnnxRouter(policy_path(GENERALIST)).engine == "compiled"
     except FairleadError as error:
         pytest.fail(f"{RETRAIN_IT} ({error})")
 
@@ -51,7 +52,7 @@ def test_it_decides_unless_something_else_is_asked_for():
 def test_a_packaged_policy_is_a_router_by_its_name(shipped):
     plain, dialled = find_routers([GENERALIST, f"{GENERALIST}@0.8"])
     assert (plain.name, plain.kind) == ("generalist", "learned")
-    assert plain.detail == "fairlead/generalist, favor 0.5"
+    assert plain.detail == "fairlead/generalist, favor 0.5, compiled"
     assert dialled.name == "generalist@0.8" and isinstance(dialled.router, OnnxRouter)
     assert dialled.router.favor == 0.8
     assert policy_path(GENERALIST) == shipped

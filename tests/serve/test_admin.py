@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fairlead.policy.artefact import export_onnx
+from fairlead.policy.export import export_onnx
 
 TOKEN = "a-secret-token"
 ADMIN = {"admin": {"token": TOKEN}}

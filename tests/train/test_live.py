@@ -15,7 +15,8 @@ from tests.emulated import emulated
 from fairlead.errors import FairleadError
 from fairlead.evaluate.live_gateway import Bounds
 from fairlead.evaluate.results import load_results
-from fairlead.policy.artefact import OnnxRouter, actor_weights, export_onnx
+from fairlead.policy.artefact import OnnxRouter, actor_weights
+from fairlead.policy.export import export_onnx
 from fairlead.policy.network import RouterNetwork
 from fairlead.serve.settings import GatewaySettings, parse_settings
 from fairlead.train.config import TrainConfig

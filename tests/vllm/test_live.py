@@ -7,7 +7,7 @@ import pytest
 
 from fairlead.evaluate.live_tournament import Plan, rates, run_live_tournament
 from fairlead.evaluate.results import load_results
-from fairlead.policy.artefact import export_onnx
+from fairlead.policy.export import export_onnx
 from fairlead.policy.network import RouterNetwork
 from fairlead.serve.probe import probe, suggest
 from fairlead.serve.settings import BackendSettings, parse_settings

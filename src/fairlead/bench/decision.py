@@ -10,7 +10,8 @@ import numpy as np
 from fairlead import rng
 from fairlead.bench import Progress
 from fairlead.errors import FairleadError
-from fairlead.policy.artefact import OnnxRouter, export_onnx
+from fairlead.policy.artefact import OnnxRouter
+from fairlead.policy.export import export_onnx
 from fairlead.view.schema import NUM_REPLICA_COLUMNS, NUM_REQUEST_COLUMNS, View
 
 REPLICAS = (4, 16, 64)

@@ -68,7 +68,8 @@ def find_router(text: str, favor: float | None = None) -> Entry:
 
     path = policy_path(base)
     name = path.stem + (f"@{dial}" if at else "")
-    return Entry(name, "learned", f"{base}, favor {chosen:g}", OnnxRouter(path, name=name, favor=chosen))
+    policy = OnnxRouter(path, name=name, favor=chosen)
+    return Entry(name, "learned", f"{base}, favor {chosen:g}, {policy.engine}", policy)
 
 
 def _dial(text: str, dial: str) -> float:

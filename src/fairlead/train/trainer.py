@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from fairlead.errors import FairleadError
-from fairlead.policy.artefact import export_onnx
+from fairlead.policy.export import export_onnx
 from fairlead.policy.network import NetworkRouter, RouterNetwork
 from fairlead.train import checkpoint, imitation, logs, ppo
 from fairlead.train.config import ImitationConfig, TrainConfig

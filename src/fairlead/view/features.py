@@ -159,6 +159,7 @@ def features_batch(
     """Features (K, R, F) of K views, written into `out` where given; `favor` is one number or (K,)."""
     if out is None:
         out = np.empty((*view.replicas.shape[:2], NUM_FEATURES), np.float32)
-    dials = np.broadcast_to(np.asarray(favor, np.float64), (len(view.request),))
-    _features_all(view.replicas, view.request, np.ascontiguousarray(dials), out)
+    dials = np.empty(len(view.request))
+    dials[:] = favor
+    _features_all(view.replicas, view.request, dials, out)
     return out
