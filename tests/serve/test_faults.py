@@ -185,7 +185,29 @@ def test_answers_that_are_no_fault_of_the_backend_are_passed_on(play, prompt, co
         assert sum(len(each.requests) for each in world.backends) == 8
         assert all(each.state == "up" for each in world.gateway.backends)
 
-    play(scene)
+    play(scene, health={"eject_after_errors": 0})
+
+
+@pytest.mark.parametrize("policy", ["least_work", "lor"])
+def test_a_backend_that_answers_every_request_with_an_error_is_no_black_hole(play, prompt, policy):
+    """It is always idle, so that a policy would send it everything."""
+
+    async def scene(world):
+        broken, good = world.backends
+        broken.behave = status(500)
+        good.gate = asyncio.Event()
+        waiting = [asyncio.ensure_future(world.ask(body=prompt)) for _ in range(2)]
+        await world.until(lambda: len(good.requests) >= 1)
+        found = [(await world.ask(body=prompt)).status for _ in range(4)]
+        assert set(found) == {500}  # so far it looks better
+        waiting += [asyncio.ensure_future(world.ask(body=prompt)) for _ in range(6)]
+        await world.until(lambda: world.gateway.backends[0].state == "ejected")
+        good.gate.set()
+        answers = [(await each).status for each in waiting]
+        assert answers.count(500) + len(found) <= 6 and answers.count(200) >= 6
+        assert world.gateway.backends[0].ejections == 1 and world.gateway.backends[1].state == "up"
+
+    play(scene, policy={"router": policy}, health={"eject_s": 30})
 
 
 def test_the_last_failure_is_passed_on(play, prompt):

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
+from fairlead.errors import FairleadError
+from fairlead.serve.settings import BackendSettings
+from fairlead.serve.upstream import Pool
 from fairlead.workload.scenario import load_scenario
 
 
@@ -133,30 +137,53 @@ def test_sighup_reads_the_settings_again(play, prompt, tmp_path):
     play(scene)
 
 
-def test_tls(play, prompt, tmp_path):
-    import ssl
-
+@pytest.fixture
+def certificate(tmp_path):
+    """A certificate for 127.0.0.1, signed by itself, and its key."""
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost".split()
+    command += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    files = tmp_path / "cert.pem", tmp_path / "key.pem"
     made = subprocess.run(
-        [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=localhost",
-            *f"-keyout {tmp_path}/key.pem -out {tmp_path}/cert.pem".split(),
-        ],
-        capture_output=True,
-        check=False,
+        [*command, "-out", str(files[0]), "-keyout", str(files[1])], capture_output=True, check=False
     )
     if made.returncode != 0:
         pytest.skip("there is no openssl to make a certificate with")
-    context = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
-    context.check_hostname = False
+    return files
+
+
+def test_backends_may_speak_tls(play, prompt, certificate):
+    cert, key = certificate
+
+    def secure(backends):
+        for each in backends:
+            port = each.port
+            each._server.close()
+            each.tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            each.tls.load_cert_chain(cert, key)
+            each.port = port
+
+    async def scene(world):
+        for each in world.backends:
+            await each.start()
+        world.server.monitor.follow()
+        for stream in (False, True):
+            answer = await world.ask(body=prompt | {"stream": stream})
+            assert (answer.status, answer.complete) == (200, True)
+        stranger = BackendSettings(url=world.backends[1].url, name="stranger")  # its signer is not known
+        world.gateway.add(stranger)
+        for name in ("b0", "b1"):
+            world.gateway.find(name).draining = True
+        answer = await world.ask(body=prompt)
+        assert answer.status == 502 and "certificate" in answer.json["error"]["message"].lower()
+
+    play(scene, before=secure, per_backend={"ca": str(cert)}, health={"fail_after": 1000})
+    with pytest.raises(FairleadError, match="cannot be used"):
+        Pool("https://127.0.0.1:1", 1.0, 1.0, key.parent / "none.pem")
+
+
+def test_tls(play, prompt, certificate):
+    cert, key = certificate
+    context = ssl.create_default_context(cafile=str(cert))
 
     async def scene(world):
         client = await world.client(ssl=context)
@@ -172,7 +199,7 @@ def test_tls(play, prompt, tmp_path):
     play(
         scene,
         backends=1,
-        tls={"certificate": str(tmp_path / "cert.pem"), "key": str(tmp_path / "key.pem")},
+        tls={"certificate": str(cert), "key": str(key)},
     )
 
 
@@ -207,3 +234,18 @@ def test_the_decision_log_becomes_a_scenario(play, prompt, tmp_path, capsys):
     assert len(scenario.replicas) >= 1
     rows = (tmp_path / "mine" / "requests.csv").read_text().splitlines()
     assert rows[1].startswith("0.000000,7,1") and rows[-1].endswith(",7,6")
+
+
+def test_serving_needs_neither_torch_nor_the_simulator():
+    code = (
+        "import sys, fairlead.cli.serve, fairlead.serve.server\n"
+        "from fairlead.serve.gateway import Gateway\n"
+        "from fairlead.serve.settings import parse_settings\n"
+        "Gateway(parse_settings({'backends': [{'url': 'http://127.0.0.1:1'}]}, 'test'))\n"
+        "names = {'torch', 'onnx', 'tensorboard', 'tokenizers'}\n"
+        "names |= {'fairlead.simulator', 'fairlead.env', 'fairlead.train', 'fairlead.workload'}\n"
+        "assert 'onnxruntime' in sys.modules  # the policy is there\n"
+        "sys.exit(' '.join(names & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -81,7 +81,7 @@ class Backend:
         """Known from now on, taken to be healthy until it shows otherwise."""
         self.settings = settings
         self.name = settings.label
-        self.pool = Pool(settings.url, timeouts.connect, timeouts.pool_idle)
+        self.pool = Pool(settings.url, timeouts.connect, timeouts.pool_idle, settings.ca)
         rest = settings.url.partition("://")[2]
         authority, slash, path = rest.partition("/")
         self.authority = authority.encode()
@@ -116,6 +116,8 @@ class Backend:
         """When it came back (s, monotonic)."""
         self.failures = 0
         """Failed requests since the last good one."""
+        self.server_errors = 0
+        """Answers that say that something is wrong with it, since the last other one."""
         self.failed_checks = 0
         """Failed health checks since the last good one."""
         self.ejections_in_row = 0
@@ -149,15 +151,25 @@ class Backend:
 
     def succeeded(self) -> None:
         """A request was answered."""
-        self.failures = 0
+        self.failures = self.server_errors = 0
         if self.ejections_in_row:
             self.ejections_in_row = 0
+
+    def went_wrong(self, now: float, health: Health, *, others: bool) -> bool:
+        """It has answered with a server error; whether that took it out, which needs `others` that are up."""
+        self.server_errors += 1
+        if not health.eject_after_errors or self.server_errors < health.eject_after_errors or not others:
+            return False
+        return self._eject(now, health)
 
     def failed(self, reason: str, now: float, health: Health) -> bool:
         """A request failed by the backend's fault; whether that took it out."""
         self.errors[reason] = self.errors.get(reason, 0) + 1
         self.failures += 1
-        if self.failures < health.eject_after or self.ejected_until > 0.0:
+        return self.failures >= health.eject_after and self._eject(now, health)
+
+    def _eject(self, now: float, health: Health) -> bool:
+        if self.ejected_until > 0.0:
             return False
         wait = min(health.eject_s * 2.0**self.ejections_in_row, health.max_eject_s)
         self.ejected_until = now + wait
@@ -184,7 +196,7 @@ class Backend:
         self.pool.sweep(now)
         if 0.0 < self.ejected_until <= now:
             self.ejected_until = 0.0
-            self.failures = 0
+            self.failures = self.server_errors = 0
             self.returned_at = now
             return True
         return False

@@ -44,6 +44,7 @@ _DROPPED_FROM_REQUEST = HOP_BY_HOP | {
 _DROPPED_WHEN_TRACED = _DROPPED_FROM_REQUEST | CONTEXT_HEADERS
 _DROPPED_FROM_ANSWER = HOP_BY_HOP | {b"content-length", b"x-request-id", b"via"}
 _SAFE_METHODS = (b"GET", b"HEAD", b"OPTIONS")
+_SERVER_ERRORS = (500, 504)
 CLIENT_LEFT = 499
 """What logs say of a request whose client left before its answer was complete (as nginx has it)."""
 
@@ -90,6 +91,9 @@ class Dispatcher(Protocol):
 
     def failed(self, backend: Backend, reason: str) -> None:
         """An attempt failed by the fault of `backend`."""
+
+    def went_wrong(self, backend: Backend) -> None:
+        """`backend` has answered with a server error, which is passed on."""
 
     def released(self) -> None:
         """A backend may take more."""
@@ -369,6 +373,8 @@ class Exchange:
             if self._can_retry(sent=True):
                 self._again()
                 return
+        elif status in _SERVER_ERRORS:
+            gateway.went_wrong(backend)
         else:
             backend.succeeded()
         backend.answers[status] = backend.answers.get(status, 0) + 1

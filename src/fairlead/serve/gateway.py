@@ -421,6 +421,12 @@ class Gateway:
         if backend.failed(reason, monotonic(), self.settings.health):
             self.events("backend_ejected", backend=backend.name, reason=reason, ejections=backend.ejections)
 
+    def went_wrong(self, backend: Backend) -> None:
+        """`backend` has answered with a server error."""
+        others = any(each.up for each in self.backends if each is not backend)
+        if backend.went_wrong(monotonic(), self.settings.health, others=others):
+            self.events("backend_ejected", backend=backend.name, reason="errors", ejections=backend.ejections)
+
     def restarted(self, backend: Backend) -> None:
         """Nothing that `backend` was sent is cached there any more; what was learnt of its speed stays."""
         self.prefixes.forget(backend.row)

@@ -33,6 +33,8 @@ class BackendSettings(Section):
     """The models that it serves; asked of its `/v1/models` if not given."""
     api_key: str = ""
     """Sent to it as `Authorization: Bearer ...`; `$NAME` reads the environment variable NAME."""
+    ca: Path | None = None
+    """Certificates (PEM) that its own must be signed by, for `https`; those of the system if not given."""
     max_in_flight: Count | None = None
     """Requests that it may have at once; more wait at the gateway."""
     speed: Positive = 1.0
@@ -174,6 +176,9 @@ class Health(Section):
     """So many failed checks in a row take a backend out; one good one ends it."""
     eject_after: Count = 3
     """So many failed requests in a row (connection refused or reset, timeouts) take a backend out."""
+    eject_after_errors: Annotated[int, Field(ge=0)] = 5
+    """So many answers in a row with 500 or 504 take a backend out as well, if another one is up: what fails
+    at once looks idle, and would be sent everything. 0: never."""
     eject_s: Seconds = 2.0
     """For how long; doubled each time that it happens again."""
     max_eject_s: Seconds = 60.0

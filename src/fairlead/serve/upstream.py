@@ -7,12 +7,14 @@ backend keeps it open. Bytes that nobody asked for close it.
 import asyncio
 import ssl
 from collections import deque
+from pathlib import Path
 from time import monotonic
 from typing import Protocol, cast
 from urllib.parse import urlsplit
 
 import httptools
 
+from fairlead.errors import FairleadError
 from fairlead.serve.messages import Headers
 
 MAX_ANSWER_HEAD = 65_536
@@ -290,8 +292,12 @@ class UpstreamConnection(asyncio.Protocol):
 class Pool:
     """Connections to one backend: open ones that wait, and the making of new ones."""
 
-    def __init__(self, url: str, connect_timeout: float, idle_timeout: float) -> None:
-        """For the server at `url`; timeouts in s."""
+    def __init__(self, url: str, connect_timeout: float, idle_timeout: float, ca: Path | None = None) -> None:
+        """For the server at `url`, whose certificate `ca` has signed; timeouts in s.
+
+        Raises:
+            FairleadError: if `ca` cannot be used.
+        """
         parts = urlsplit(url)
         self.host = parts.hostname or ""
         self.port = parts.port or (443 if parts.scheme == "https" else 80)
@@ -299,7 +305,10 @@ class Pool:
         self.idle_timeout = idle_timeout
         self.connections: set[UpstreamConnection] = set()
         """All that are open."""
-        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        try:
+            self._tls = ssl.create_default_context(cafile=ca) if parts.scheme == "https" else None
+        except (OSError, ssl.SSLError) as error:
+            raise FairleadError(f"{url}: the certificates in {ca} cannot be used: {error}") from None
         self._idle: deque[UpstreamConnection] = deque()
         self._connecting: set[asyncio.Task[None]] = set()
 
