@@ -1,45 +1,41 @@
-"""The learned policy against every other router, over several training seeds: writes docs/results.md.
+"""What each step of training is worth, over several training seeds: writes docs/learning.md.
 
-    python benchmarks/learned_policy.py --out runs/learned --page docs/results.md --picture docs/frontier.svg
+    python benchmarks/learned_policy.py --out runs/learned --page docs/learning.md
 
-For each training seed a policy is trained as in `make demo`, and another one from scratch (PPO alone). All of
-them and every heuristic then serve the same unseen requests. A learned policy's number is the mean over the
-training seeds; its interval (Student's t, 95 %) is over them too, each averaged over the evaluation seeds.
+For each training seed three policies are trained: the clone (imitation alone), with the warm start
+(imitation, then PPO, as `make demo` does), and from scratch (PPO alone). They are compared with every
+heuristic and with the teacher, lookahead, on the same unseen requests. `benchmarks/routing_quality.py`
+judges one policy in detail.
 """
 
 import argparse
 import json
 import os
 import platform
-import shutil
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
-from scipy import stats
 
-from fairlead import __version__
-from fairlead.evaluate.results import Results, load_results
-from fairlead.evaluate.tournament import run_tournament
-from fairlead.policy.catalogue import ALL_HEURISTICS
+from fairlead import FairleadError, __version__
+from fairlead.bench.runs import Trained, train_once
+from fairlead.cli.options import read_settings, scenario_list
+from fairlead.evaluate.contest import OBJECTIVE, Contest, Difference, Values, differ
+from fairlead.evaluate.quality import Plan, check, measure
+from fairlead.evaluate.quality_page import shown
 from fairlead.train.config import TrainConfig
-from fairlead.train.run import train
-from fairlead.workload.scenario import load_scenario
 
-SCENARIOS = ("chat-equal", "chat-unequal")
-METRICS = {
-    "e2e_mean_s": "mean E2E",
-    "ttft_mean_s": "mean TTFT",
-    "e2e_p99_s": "p99 E2E",
-    "ttft_p99_s": "p99 TTFT",
-}
 DIALS = (0.0, 0.25, 0.5, 0.75, 1.0)
-CHOSEN = {"chat-equal": 0.75, "chat-unequal": 0.0}
-"""The setting of the dial that the summary judges each scenario by: one policy, one number per cluster."""
+FIRST_EVALUATION_SEED = 100
+LABELS = {
+    "clone": "imitation alone",
+    "warm": "imitation, then PPO",
+    "scratch": "PPO from scratch",
+    "lookahead": "*lookahead*, the teacher",
+}
 
 
 def say(message: str) -> None:
@@ -47,276 +43,98 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def train_all(out: Path, seeds: int) -> dict[str, dict[str, Any]]:
-    """Policies by name (`warm-0`, `scratch-0`, ...), each with what its training took."""
-    runs: dict[str, dict[str, Any]] = {}
-    scenarios = [load_scenario(name) for name in SCENARIOS]
-    for seed in range(seeds):
-        warm = TrainConfig(seed=seed)
-        for name, config in ((f"warm-{seed}", warm), (f"scratch-{seed}", warm.from_scratch())):
-            policy, summary = out / f"{name}.onnx", out / f"{name}.json"
-            if not summary.exists():
-                say(f"training {name}")
-                folder = out / "training" / name
-                shutil.rmtree(folder, ignore_errors=True)
-                milestones: list[str] = []
-                started = time.monotonic()
-                result = train(config, scenarios, folder, say=milestones.append)
-                shutil.copy(result.policy, policy)
-                record = {
-                    "seconds": time.monotonic() - started,
-                    "decisions": result.decisions,
-                    "validation": result.objective,
-                    "chosen_after_iteration": result.iteration,
-                    "history": result.history,
-                    "milestones": milestones,
-                    "seconds_by_phase": result.seconds_by_phase,
-                }
-                summary.write_text(json.dumps(record, indent=1))
-            runs[name] = json.loads(summary.read_text())
-            say(f"{name}: {' '.join(runs[name]['milestones'])}")
-    return runs
+def configs(seed: int, settings: dict[str, Any]) -> dict[str, TrainConfig]:
+    """The three trainings of one seed."""
+    warm = TrainConfig.model_validate({**settings, "seed": seed})
+    nothing = warm.ppo.model_copy(update={"iterations": 0, "critic_warmup_iterations": 0})
+    return {"clone": warm.model_copy(update={"ppo": nothing}), "warm": warm, "scratch": warm.from_scratch()}
 
 
-def tournament(out: Path, policies: list[str], seeds: int, requests: int) -> Results:
-    """Every heuristic, lookahead and every policy at every dial, on the same requests."""
-    folder = out / "evaluation"
-    if not (folder / "results.json").exists():
-        routers = [name for name in ALL_HEURISTICS if name != "lookahead"]
-        routers += [
-            f"{name}@{dial:g}"
-            for dial in DIALS
-            for name in ("lookahead", *(out / f"{p}.onnx" for p in policies))
-        ]
-        say(f"evaluating {len(routers)} routers")
-        run_tournament(
-            [load_scenario(n) for n in SCENARIOS], None, routers, range(100, 100 + seeds), requests, folder
-        )
-    return load_results(folder)
+def gains(contest: Contest, runs: dict[float, list[Values]]) -> dict[float, Difference]:
+    """By setting of the dial: what it weighs, against the heuristic that is best at that."""
+    return {
+        dial: differ(those, contest.heuristics[contest.best(OBJECTIVE, dial)], OBJECTIVE, dial)
+        for dial, those in runs.items()
+    }
 
 
-def learned(
-    results: Results, kind: str, dial: float, seeds: int, scenario: str, load: float, metric: str
-) -> np.ndarray:
-    """One value per training seed: the mean over the evaluation seeds."""
-    names = [f"{kind}-{seed}@{dial:g}" for seed in range(seeds)]
-    return np.array([np.mean(results.values(scenario, load, name, metric)) for name in names])
+def share(found: dict[float, Difference], reference: dict[float, Difference]) -> float | None:
+    """How much of the reference's gain is kept, over the settings at which it gained half a percent."""
+    dials = [dial for dial in reference if reference[dial].relative <= -0.005]
+    if not dials:
+        return None
+    total = sum(np.log1p(reference[dial].relative) for dial in dials)
+    return float(sum(np.log1p(found[dial].relative) for dial in dials) / total)
 
 
-def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean and 95 % interval over training seeds."""
-    mean = float(values.mean())
-    if len(values) < 2 or np.ptp(values) == 0:
-        return mean, mean, mean
-    half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-    return mean, mean - half, mean + half
+def compare(contests: dict[str, dict[str, Contest]]) -> dict[str, dict[str, dict[float, Difference]]]:
+    """By scenario and kind of training: the gains over the best heuristic."""
+    found: dict[str, dict[str, dict[float, Difference]]] = {}
+    for scenario, by_kind in contests.items():
+        warm = by_kind["warm"]
+        found[scenario] = {kind: gains(c, dict(c.learned)) for kind, c in by_kind.items()}
+        if warm.lookahead:
+            found[scenario]["lookahead"] = gains(warm, {d: [v] for d, v in warm.lookahead.items()})
+    return found
 
 
-def summarise(results: Results, seeds: int) -> dict[str, Any]:
-    """All numbers of the page."""
-    cells = []
-    for scenario, load in results.configuration.settings:
-        heuristics = {
-            name: {m: float(np.mean(results.values(scenario, load, name, m))) for m in METRICS}
-            for name in results.configuration.names("heuristic")
-        }
-        look = {
-            dial: {
-                m: float(np.mean(results.values(scenario, load, f"lookahead@{dial:g}", m))) for m in METRICS
-            }
-            for dial in DIALS
-        }
-        policies = {
-            kind: {
-                dial: {m: interval(learned(results, kind, dial, seeds, scenario, load, m)) for m in METRICS}
-                for dial in DIALS
-            }
-            for kind in ("warm", "scratch")
-        }
-        cells.append(
-            {"scenario": scenario, "load": load, "heuristics": heuristics, "lookahead": look, **policies}
-        )
-    pooled = {}
-    for scenario in SCENARIOS:
-        loads = results.configuration.loads[scenario]
-        runs = {
-            m: np.mean([learned(results, "warm", CHOSEN[scenario], seeds, scenario, x, m) for x in loads], 0)
-            for m in ("e2e_mean_s", "ttft_mean_s")
-        }
-        pooled[scenario] = {m: interval(values) for m, values in runs.items()}
-    return {"cells": cells, "all_loads": pooled}
-
-
-def relative(value: float, reference: float) -> str:
-    """The change from `reference` to `value`, in percent."""
-    return f"{100 * (value / reference - 1):+.1f} %"
-
-
-def table(cell: dict[str, Any]) -> list[str]:
-    """One setting as a Markdown table."""
-    best = {m: min(h[m] for h in cell["heuristics"].values()) for m in METRICS}
-    lines = ["| router | " + " | ".join(METRICS.values()) + " |", "|---|" + "---|" * len(METRICS)]
-    for name, values in cell["heuristics"].items():
-        lines.append(
-            f"| {name} | "
-            + " | ".join(f"{values[m]:.3f} ({relative(values[m], best[m])})" for m in METRICS)
-            + " |"
-        )
-    for dial, values in cell["lookahead"].items():
-        lines.append(
-            f"| *lookahead*, favor {dial:g} | "
-            + " | ".join(f"{values[m]:.3f} ({relative(values[m], best[m])})" for m in METRICS)
-            + " |"
-        )
-    for kind, label in (("warm", "**learned**"), ("scratch", "PPO from scratch")):
-        for dial, values in cell[kind].items():
-            texts = []
-            for m in METRICS:
-                mean, low, high = values[m]
-                ends = f"{relative(low, best[m])} to {relative(high, best[m])}"
-                texts.append(f"{mean:.3f} ({relative(mean, best[m])}; {ends})")
-            lines.append(f"| {label}, favor {dial:g} | " + " | ".join(texts) + " |")
-    return lines
-
-
-def verdicts(summary: dict[str, Any]) -> list[str]:
-    """Who wins where, at the chosen setting of the dial."""
-    lines = []
-    for cell in summary["cells"]:
-        dial = CHOSEN[cell["scenario"]]
-        values = cell["warm"][dial]
-        parts = []
-        for m in ("e2e_mean_s", "ttft_mean_s"):
-            name, best = min(((n, h[m]) for n, h in cell["heuristics"].items()), key=lambda item: item[1])
-            mean, low, high = values[m]
-            word = (
-                "better than" if high < best else "worse than" if low > best else "not distinguishable from"
-            )
-            parts.append(
-                f"{METRICS[m]} {word} the best heuristic there ({name}): {relative(mean, best)} "
-                f"[{relative(low, best)}, {relative(high, best)}]"
-            )
-        rival = min(cell["heuristics"], key=lambda n: cell["heuristics"][n]["e2e_mean_s"])
-        ttft = cell["heuristics"][rival]["ttft_mean_s"]
-        parts.append(f"mean TTFT against {rival}: {relative(values['ttft_mean_s'][0], ttft)}")
-        lines.append(
-            f"- **{cell['scenario']}, load {cell['load']:g}, favor {dial:g}**: " + "; ".join(parts) + "."
-        )
-    for scenario in SCENARIOS:
-        cells = [c for c in summary["cells"] if c["scenario"] == scenario]
-        dial = CHOSEN[scenario]
-        means = {
-            m: {n: np.mean([c["heuristics"][n][m] for c in cells]) for n in cells[0]["heuristics"]}
-            for m in ("e2e_mean_s", "ttft_mean_s")
-        }
-        rival = min(means["e2e_mean_s"], key=lambda n: means["e2e_mean_s"][n])
-        parts = []
-        for m in ("e2e_mean_s", "ttft_mean_s"):
-            mean, low, high = summary["all_loads"][scenario][m]
-            reference = means[m][rival]
-            parts.append(
-                f"{METRICS[m]} {relative(mean, reference)} [{relative(low, reference)}, "
-                f"{relative(high, reference)}]"
-            )
-        look = np.mean([c["lookahead"][dial]["e2e_mean_s"] for c in cells])
-        lines.append(
-            f"- **{scenario}, all loads together, favor {dial:g}**, against the heuristic with the best mean "
-            f"E2E ({rival}): {' and '.join(parts)}; mean E2E against lookahead at the same setting: "
-            f"{relative(summary['all_loads'][scenario]['e2e_mean_s'][0], look)}."
-        )
-    return lines
-
-
-def page(summary: dict[str, Any], runs: dict[str, Any], results: Results, seeds: int) -> str:
-    """docs/results.md."""
-    configuration = results.configuration
+def page(
+    found: dict[str, dict[str, dict[float, Difference]]],
+    trained: dict[str, Trained],
+    options: argparse.Namespace,
+) -> str:
+    """docs/learning.md."""
     lines = [
-        "# Results",
+        "# What each step of training is worth",
         "",
-        "Made by `python benchmarks/learned_policy.py`; every number on this page comes from that run.",
+        "Made by `python benchmarks/learned_policy.py --page docs/learning.md`; every number comes from "
+        "that run.",
         "",
-        f"Fairlead {__version__}, {platform.machine()}, {os.cpu_count()} cores. {seeds} training seeds; "
-        f"{len(configuration.seeds)} evaluation seeds of {configuration.requests} requests each, which no "
-        f"training saw; configuration {results.configuration_hash}. Times in seconds. In brackets: the "
-        "difference to the best heuristic for that metric (`lookahead` aside) and, for learned policies, its "
-        "95 % interval over the training seeds.",
-        "",
-        "One policy serves both clusters; its dial `favor` is set when it is used: "
-        + ", ".join(f"{dial:g} on {name}" for name, dial in CHOSEN.items())
-        + " in the summary below.",
-        "",
-        "## Summary",
-        "",
-        *verdicts(summary),
+        f"Fairlead {__version__}, {platform.machine()}, {os.cpu_count()} cores. {options.seeds} training "
+        "seeds on "
+        f"{options.scenarios}; {options.evaluation_seeds} evaluation seeds of {options.requests} requests, "
+        "which no "
+        "training saw.",
         "",
         "## Training",
         "",
-        "| run | decisions | time | objective (1 = best heuristic) | milestone |",
+        "*Ahead after*: when a held-out evaluation first found the policy ahead of each setting's best "
+        "heuristic, on "
+        "average. *Objective*: of the policy that was kept, on held-out requests; 1 is the best heuristic's.",
+        "",
+        "| run | decisions | time | ahead after | objective |",
         "|---|---|---|---|---|",
-        *(
-            f"| {name} | {run['decisions']:,} | {run['seconds']:.0f} s | {run['validation']:.4f} | "
-            f"{run['milestones'][0] if run['milestones'] else ''} |"
-            for name, run in runs.items()
-        ),
+    ]
+    for name, run in trained.items():
+        ahead = "never" if run.ahead_after_s is None else f"{run.ahead_after_s:.0f} s"
+        lines.append(
+            f"| {name} | {run.decisions:,} | {run.seconds:.0f} s | {ahead} | {run.validation or np.nan:.4f} |"
+        )
+    lines += [
+        "",
+        "## On unseen requests",
+        "",
+        "What the dial weighs (`w_ttft` mean TTFT + mean E2E) against the heuristic that is best at it, as "
+        "geometric "
+        "means of paired ratios over the loads: negative is better. In brackets the 95 % interval: over "
+        "training "
+        "seeds for policies, over evaluation seeds for lookahead; bold where it lies below 0.",
         "",
     ]
-    for cell in summary["cells"]:
-        lines += [f"## {cell['scenario']} at {100 * cell['load']:.0f} % of capacity", "", *table(cell), ""]
-    return "\n".join(lines)
-
-
-def picture(summary: dict[str, Any], path: Path) -> None:
-    """Mean TTFT against mean E2E: each heuristic is a point, lookahead and the learned policy are curves."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    matplotlib.rcParams["svg.hashsalt"] = "fairlead"
-    from matplotlib import pyplot
-
-    shown = [("chat-equal", 0.9), ("chat-unequal", 0.7)]
-    cells = {(c["scenario"], c["load"]): c for c in summary["cells"]}
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
-    for axis, key in zip(axes, shown, strict=True):
-        cell = cells[key]
-        least = {m: min(h[m] for h in cell["heuristics"].values()) for m in METRICS}
-        labels: dict[tuple[float, float], list[str]] = {}
-        for name, values in cell["heuristics"].items():
-            x, y = values["e2e_mean_s"], values["ttft_mean_s"]
-            if x > 1.4 * least["e2e_mean_s"] or y > 2.2 * least["ttft_mean_s"]:
-                continue  # random and round robin would squeeze everything else into a corner
-            axis.plot(x, y, "o", color="#777777")
-            # Points that lie on each other share a label.
-            near = [p for p in labels if abs(p[0] / x - 1) < 0.02 and abs(p[1] / y - 1) < 0.02]
-            labels.setdefault(near[0] if near else (x, y), []).append(name)
-        for point, names in labels.items():
-            text = ", ".join(names)
-            axis.annotate(
-                text, point, xytext=(-3, 7), textcoords="offset points", fontsize=8, color="#444444"
-            )
-        axis.margins(x=0.14)
-        look = [cell["lookahead"][dial] for dial in DIALS]
-        warm = [cell["warm"][dial] for dial in DIALS]
-        axis.plot(
-            [v["e2e_mean_s"] for v in look],
-            [v["ttft_mean_s"] for v in look],
-            "--",
-            color="#bb8800",
-            label="lookahead (the teacher)",
-        )
-        axis.plot(
-            [v["e2e_mean_s"][0] for v in warm],
-            [v["ttft_mean_s"][0] for v in warm],
-            "o-",
-            color="#0055bb",
-            label="learned, one policy, dial from 0 to 1",
-        )
-        axis.set(
-            title=f"{key[0]}, {100 * key[1]:.0f} % of capacity", xlabel="mean E2E, s", ylabel="mean TTFT, s"
-        )
-        axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+    for scenario, by_kind in found.items():
+        dials = list(by_kind["warm"])
+        lines += [
+            f"### {scenario}",
+            "",
+            "| | " + " | ".join(f"favor {d:g}" for d in dials) + " | of lookahead's gain |",
+            "|---|" + "---|" * (len(dials) + 1),
+        ]
+        for kind, cells in by_kind.items():
+            kept = share(cells, by_kind["lookahead"]) if "lookahead" in by_kind else None
+            text = "" if kept is None or kind == "lookahead" else f"{100 * kept:.0f} %"
+            lines.append(f"| {LABELS[kind]} | " + " | ".join(shown(cells[d]) for d in dials) + f" | {text} |")
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def main() -> None:
@@ -324,34 +142,55 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/learned"),
-        help="policies and results; goes on where it stopped",
-    )
+    parser.add_argument("--out", type=Path, default=Path("runs/learned"), help="goes on where it stopped")
+    parser.add_argument("--scenarios", default="chat-equal,chat-unequal")
     parser.add_argument("--seeds", type=int, default=3, help="training seeds")
     parser.add_argument("--evaluation-seeds", type=int, default=10)
     parser.add_argument("--requests", type=int, default=3000)
-    parser.add_argument("--page", type=Path, help="write the results page here, for example docs/results.md")
-    parser.add_argument("--picture", type=Path, help="draw the frontier here, for example docs/frontier.svg")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for all trainings")
+    parser.add_argument("--page", type=Path, help="write the page here, for example docs/learning.md")
     parser.add_argument("--json", action="store_true", help="print all numbers as JSON")
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    runs = train_all(options.out, options.seeds)
-    results = tournament(options.out, list(runs), options.evaluation_seeds, options.requests)
-    summary = summarise(results, options.seeds)
+    scenarios = scenario_list([options.scenarios])
+    settings = read_settings(None, options.set)
+    policies = options.out / "policies"
+    policies.mkdir(parents=True, exist_ok=True)
+    trained = {
+        f"{kind}-{seed}": train_once(config, scenarios, policies, f"{kind}-{seed}", say)
+        for seed in range(options.seeds)
+        for kind, config in configs(seed, settings).items()
+    }
+    contests: dict[str, dict[str, Contest]] = {scenario.name: {} for scenario in scenarios}
+    for kind in ("clone", "warm", "scratch"):
+        plan = check(
+            Plan(
+                policies=tuple(str(run.policy) for name, run in trained.items() if name.startswith(kind)),
+                dials=DIALS,
+                seeds=tuple(range(FIRST_EVALUATION_SEED, FIRST_EVALUATION_SEED + options.evaluation_seeds)),
+                requests=options.requests,
+            )
+        )
+        for scenario in scenarios:
+            folder = options.out / "runs" / scenario.name.replace(":", "-")
+            contests[scenario.name][kind] = measure(plan, scenario, folder)
+    found = compare(contests)
+    text = page(found, trained, options)
     if options.page:
-        options.page.write_text(page(summary, runs, results, options.seeds), encoding="utf-8")
-        say(f"wrote {options.page}")
-    if options.picture:
-        picture(summary, options.picture)
-        say(f"wrote {options.picture}")
-    if options.json:
-        print(json.dumps({"runs": runs, **summary}, indent=1))
-    else:
-        print("\n".join(verdicts(summary)))
+        options.page.write_text(text, encoding="utf-8")
+    content = {
+        "training": {name: run.model_dump(mode="json") for name, run in trained.items()},
+        "gains": {
+            s: {kind: {d: c.model_dump() for d, c in cells.items()} for kind, cells in by_kind.items()}
+            for s, by_kind in found.items()
+        },
+    }
+    numbers = json.dumps(content, indent=1)
+    (options.out / "learned.json").write_text(numbers + "\n", encoding="utf-8")
+    print(numbers if options.json else text)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FairleadError as error:
+        sys.exit(f"error: {error}")

@@ -117,9 +117,15 @@ def value(values: Values, metric: str, dial: float | None = None) -> Floats:
 
 
 def differ(
-    ours: Sequence[Values], theirs: Values, metric: str, dial: float | None = None, confidence: float = 0.95
+    ours: Sequence[Values],
+    theirs: Values | Sequence[Values],
+    metric: str,
+    dial: float | None = None,
+    confidence: float = 0.95,
 ) -> Difference:
     """How much lower a metric is under `ours`, one for each training seed, than under `theirs`.
+
+    `theirs` is one router, or as many as `ours`, each of the same training seed.
 
     Logarithms of the ratios are averaged over the loads, then paired over evaluation seeds or, where there
     are several training seeds, averaged over those and compared over the training seeds.
@@ -127,8 +133,13 @@ def differ(
     Raises:
         FairleadError: for a single seed, which says nothing about the spread.
     """
-    reference = value(theirs, metric, dial)
-    ratios = np.stack([np.log(value(each, metric, dial) / reference).mean(0) for each in ours])  # (T, S)
+    references = [theirs] * len(ours) if isinstance(theirs, Mapping) else theirs
+    ratios = np.stack(  # (T, S)
+        [
+            np.log(value(one, metric, dial) / value(other, metric, dial)).mean(0)
+            for one, other in zip(ours, references, strict=True)
+        ]
+    )
     over: Over = "evaluation seeds" if len(ours) == 1 else "training seeds"
     paired = ratios[0] if len(ours) == 1 else ratios.mean(1)
     paired = np.where(np.abs(paired) <= 1e-12, 0.0, paired)  # rounding in the last digits is no difference
