@@ -1,6 +1,6 @@
 """Our gateway and the public ones before the same emulated cluster, on the same arrivals.
 
-    python benchmarks/gateways.py --scenario chat-unequal --load 0.7 --json gateways.json
+    python benchmarks/gateways.py --scenario chat-unequal --seeds 5 --minutes 240 --json gateways.json
 
 Each of the public gateways (`smg`, `sglang-router`, `vllm-router`, pinned, from PyPI) is installed into an
 environment of its own below `--environments`. One gateway after the other, with one policy after the other,
@@ -8,6 +8,11 @@ stands before a fresh emulator and is sent the same requests at the same times; 
 so that no cache of prefixes can help. Our gateway is told what the scenario declares about its replicas, in
 its settings; the others have no place for it. The output lengths are known to the emulator alone. `simulated`
 repeats our routers in the simulator on the same requests: the difference is what the real world adds.
+
+Every seed has arrivals of its own, which all gateways get, one after the other. Ours are compared with the
+best policy of the public gateways, metric by metric: paired differences over the seeds with 95 % intervals.
+That best one is chosen by looking at the same seeds: it is, if anything, a little too good. The file
+(`--json`) is written anew after every run, and a run that it holds already is not repeated.
 
 The emulator, the gateway and the client share this machine's cores. `behind ms` says how late the client sent
 its requests (p99): where it is not small, neither are the errors of everything else. No run begins that would
@@ -39,7 +44,9 @@ import yaml
 
 from fairlead.errors import FairleadError
 from fairlead.evaluate.live import LiveRun, replay
+from fairlead.evaluate.statistics import compare
 from fairlead.evaluate.tournament import simulate_once
+from fairlead.policy.catalogue import find_router
 from fairlead.simulator.capacity import capacity_rps
 from fairlead.simulator.fleet import build_fleet
 from fairlead.simulator.metrics import summarise
@@ -49,6 +56,10 @@ from fairlead.workload.scenario import Scenario, generate, load_scenario
 READY_S = 60.0
 BETWEEN_RUNS_S = 15.0
 """What a run takes besides its requests: two processes start, the last answers end."""
+Name = tuple[str, str]
+"""A gateway and its policy."""
+Row = dict[str, Any]
+COMPARED = ("ttft_mean_s", "ttft_p99_s", "e2e_mean_s", "e2e_p99_s")
 SHOWN = ("ttft_mean_s", "ttft_p50_s", "ttft_p99_s", "e2e_mean_s", "e2e_p50_s", "e2e_p99_s", "imbalance")
 
 
@@ -256,28 +267,99 @@ def free_ports_in_a_row(count: int) -> int:
         return first
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as text, best mean E2E first."""
-    head = [
-        "gateway",
-        "policy",
-        *(name.removesuffix("_s") for name in SHOWN),
-        "cpu ms/req",
-        "behind ms",
-        "failed",
+def complete_seeds(rows: Sequence[Row], names: Sequence[Name]) -> list[int]:
+    """The seeds that each of `names` has served without a failure."""
+    having = [
+        {row["seed"] for row in rows if (row["gateway"], row["policy"]) == name and "e2e_mean_s" in row}
+        for name in names
     ]
-    lines = [head]
-    for row in sorted(rows, key=lambda row: row.get("e2e_mean_s", float("inf"))):
-        cells = [f"{row[name]:.3f}" if name in row else "-" for name in SHOWN]
-        costs = [f"{row[k]:.2f}" if k in row else "-" for k in ("gateway_cpu_ms_per_request", "behind_ms")]
-        lines.append([row["gateway"], row["policy"], *cells, *costs, str(row.get("failed", "-"))])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    return sorted(set.intersection(*having)) if having else []
+
+
+def values(rows: Sequence[Row], name: Name, metric: str, seeds: Sequence[int]) -> list[float]:
+    """A metric of a gateway with a policy, seed by seed."""
+    found = {row["seed"]: row[metric] for row in rows if (row["gateway"], row["policy"]) == name}
+    return [float(found[seed]) for seed in seeds]
+
+
+def against_the_best(rows: Sequence[Row]) -> list[Row]:
+    """Each policy of ours against the best public one, for every metric that is compared.
+
+    Of the public ones, those that failed in a seed are left out, unless nobody is left.
+    """
+    names = list(dict.fromkeys((row["gateway"], row["policy"]) for row in rows))
+    ours = [name for name in names if name[0] == OURS]
+    most = max((len(complete_seeds(rows, [name])) for name in names), default=0)
+    public = [n for n in names if n[0] in PUBLIC and len(complete_seeds(rows, [n])) == most]
+    seeds = complete_seeds(rows, [*ours, *public])
+    if len(seeds) < 2 or not ours or not public:
+        return []
+    found = []
+    for metric in COMPARED:
+        best = min(public, key=lambda name: float(np.mean(values(rows, name, metric, seeds))))
+        for name in ours:
+            own, other = (values(rows, each, metric, seeds) for each in (name, best))
+            result = compare(own, other, lower_is_better=True)
+            relative = [
+                100 * x / result.reference for x in (result.difference, result.ci_low, result.ci_high)
+            ]
+            found.append(
+                {
+                    "policy": name[1],
+                    "metric": metric,
+                    "best": " ".join(best),
+                    "mean": result.mean,
+                    "best_mean": result.reference,
+                    "difference_percent": relative,
+                    "verdict": result.verdict,
+                    "seeds": seeds,
+                }
+            )
+    return found
+
+
+def sentences(comparisons: Sequence[Row]) -> list[str]:
+    """The comparisons in words: nothing that an interval does not show."""
+    lines = []
+    for each in comparisons:
+        difference, low, high = each["difference_percent"]
+        verdict = {"better": "better", "worse": "worse", "undecided": "no difference shown"}[each["verdict"]]
+        lines.append(
+            f"{OURS} {each['policy']} against {each['best']}, {each['metric'].removesuffix('_s')}: "
+            f"{difference:+.1f} % [{low:+.1f} to {high:+.1f}], {verdict} ({len(each['seeds'])} seeds)"
+        )
+    return lines
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Means over the seeds as text, best mean E2E first."""
+    shown = [name.removesuffix("_s") for name in SHOWN]
+    lines = [["gateway", "policy", *shown, "cpu ms/req", "behind ms", "failed", "runs"]]
+    by_name: dict[Name, list[Row]] = {}
+    for row in rows:
+        by_name.setdefault((row["gateway"], row["policy"]), []).append(row)
+
+    def mean(of: list[Row], metric: str) -> float:
+        there = [row[metric] for row in of if metric in row]
+        return float(np.mean(there)) if there else float("nan")
+
+    def rank(item: tuple[Name, list[Row]]) -> float:
+        value = mean(item[1], "e2e_mean_s")
+        return value if value == value else float("inf")
+
+    for (gateway, policy), of in sorted(by_name.items(), key=rank):
+        cells = [f"{mean(of, name):.3f}" for name in SHOWN]
+        costs = [f"{mean(of, name):.2f}" for name in ("gateway_cpu_ms_per_request", "behind_ms")]
+        failed = sum(row.get("failed", 0) or ("e2e_mean_s" not in row) for row in of)
+        lines.append([gateway, policy, *cells, *costs, str(failed), str(len(of))])
+    lines = [[cell.replace("nan", "-") for cell in line] for line in lines]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines
     )
 
 
-def wanted(texts: Sequence[str], ours: Sequence[str]) -> list[tuple[str, str]]:
+def wanted(texts: Sequence[str], ours: Sequence[str]) -> list[Name]:
     """(gateway, policy) pairs: ours, then those after the colon of each public gateway, or all it has."""
     pairs = [(OURS, policy) for policy in ours]
     for text in texts:
@@ -292,58 +374,112 @@ def main() -> None:
     """Parses the options and runs them all."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
     parser.add_argument("--environments", type=Path, default=Path(".venv-gateways"))
-    parser.add_argument("--scenario", default="chat-unequal")
+    parser.add_argument("--scenario", nargs="+", default=["chat-unequal"])
     parser.add_argument("--load", type=float, default=0.7, help="fraction of the cluster's capacity")
     parser.add_argument("--requests", type=int, default=400)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=3, help="how many sets of arrivals")
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--speed", type=float, default=1.0, help="of the emulator")
     parser.add_argument(
-        "--ours", nargs="*", default=["least_work", "lor"], help="routers, policies as FILE.onnx@DIAL"
+        "--ours",
+        nargs="*",
+        default=["fairlead/generalist", "least_work", "lor"],
+        help="routers and policies: names, FILE.onnx or FILE.onnx@DIAL",
     )
     parser.add_argument("--gateways", nargs="*", default=list(PUBLIC), help="NAME or NAME:POLICY+POLICY")
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
-    scenario = load_scenario(options.scenario)
-    rate = options.load * capacity_rps(scenario, measuring=lambda: say("measuring the capacity ..."))
-    requests = generate(scenario, requests=options.requests, rate=rate, seed=options.seed, split="evaluate")
-    run_s = float(requests.arrival_s[-1]) / options.speed + BETWEEN_RUNS_S
+    pairs = wanted(options.gateways, options.ours)
+    for policy in options.ours:
+        find_router(policy)  # an unknown name is told before an hour is spent on the others
     end = time.monotonic() + 60 * options.minutes
-    rows: list[dict[str, Any]] = []
-    left_out: list[str] = []
-    for gateway, policy in wanted(options.gateways, options.ours):
-        if time.monotonic() + run_s > end:
-            left_out.append(f"{gateway}:{policy}")
-            continue
-        say(f"{gateway} {policy} ({run_s:.0f} s)")
-        try:
-            rows.append(
-                measure(gateway, policy, scenario, requests, options.environments.resolve(), options.speed)
-            )
-        except FairleadError as error:
-            say(f"  {error}")
-            rows.append({"gateway": gateway, "policy": policy, "first_error": str(error)})
-    for policy in [row["policy"] for row in rows if row["gateway"] == OURS and "e2e_mean_s" in row]:
-        router, _, favor = policy.partition("@")
-        dial = float(favor) if favor else None
-        simulated = simulate_once(scenario, options.load, router, options.requests, options.seed, dial)
-        rows.append({"gateway": "simulated", "policy": policy, **simulated})
-    result = {
-        "scenario": scenario.name,
-        "load": options.load,
-        "rate_rps": rate,
-        "requests": options.requests,
-        "seed": options.seed,
-        "speed": options.speed,
-        "left_out": left_out,
-        "rows": rows,
-    }
-    print(table(rows))
+    documents = earlier(options.json)
+    for name in options.scenario:
+        scenario = load_scenario(name)
+        rate = options.load * capacity_rps(scenario, measuring=lambda: say("measuring the capacity ..."))
+        asked = {
+            "scenario": scenario.name,
+            "load": options.load,
+            "rate_rps": rate,
+            "requests": options.requests,
+            "speed": options.speed,
+        }
+        document = next((d for d in documents if {k: d.get(k) for k in asked} == asked), None)
+        if document is None:
+            documents.append(document := {**asked, "rows": []})
+        run_scenario(document, scenario, pairs, options, end, lambda: save(options.json, documents))
+        print(f"{scenario.name}, load {options.load:g}, {rate:.3g} requests/s")
+        print(table(document["rows"]))
+        print("\n".join(document["words"]), end="\n\n")
+
+
+def run_scenario(
+    document: Row,
+    scenario: Scenario,
+    pairs: Sequence[Name],
+    options: argparse.Namespace,
+    end: float,
+    keep: Callable[[], None],
+) -> None:
+    """Every gateway on the arrivals of every seed, as far as there is time; into `document`."""
+    rows, left_out = document["rows"], []
+    have = {(row["gateway"], row["policy"], row["seed"]) for row in rows}
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
+        requests = generate(
+            scenario, requests=options.requests, rate=document["rate_rps"], seed=seed, split="evaluate"
+        )
+        run_s = float(requests.arrival_s[-1]) / options.speed + BETWEEN_RUNS_S
+        for gateway, policy in pairs:
+            if (gateway, policy, seed) in have:
+                continue
+            if time.monotonic() + run_s > end:
+                left_out.append(f"{gateway}:{policy} (seed {seed})")
+                continue
+            say(f"{scenario.name}, seed {seed}: {gateway} {policy} ({run_s:.0f} s)")
+            root = options.environments.resolve()
+            try:
+                row = measure(gateway, policy, scenario, requests, root, options.speed)
+            except FairleadError as error:
+                say(f"  {error}")
+                row = {"gateway": gateway, "policy": policy, "first_error": str(error)}
+            rows.append({**row, "seed": seed})
+            if gateway == OURS and "e2e_mean_s" in row:
+                rows.append({**in_simulation(scenario, policy, options, seed), "seed": seed})
+            document["comparisons"] = against_the_best(rows)
+            document["words"] = sentences(document["comparisons"])
+            document["left_out"] = left_out
+            keep()
+    document.setdefault("words", [])
+    document["left_out"] = left_out
     if left_out:
         say(f"left out for lack of time: {', '.join(left_out)}")
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2))
+    keep()
+
+
+def in_simulation(scenario: Scenario, policy: str, options: argparse.Namespace, seed: int) -> Row:
+    """One of our routers on the same requests in the simulator."""
+    router, _, favor = policy.partition("@")
+    dial = float(favor) if favor else None
+    found = simulate_once(scenario, options.load, router, options.requests, seed, dial)
+    return {"gateway": "simulated", "policy": policy, **found}
+
+
+def earlier(path: Path | None) -> list[Row]:
+    """What an earlier call has left in the file."""
+    if path is None or not path.exists():
+        return []
+    found: list[Row] = json.loads(path.read_text(encoding="utf-8"))["settings"]
+    return found
+
+
+def save(path: Path | None, documents: list[Row]) -> None:
+    """Write the file, whole or not at all."""
+    if path is not None:
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(json.dumps({"settings": documents}, indent=2), encoding="utf-8")
+        os.replace(partial, path)
 
 
 if __name__ == "__main__":

@@ -174,7 +174,7 @@ class PromptCounter:
         self._files = {model: TokenizerFile(path) for model, path in settings.tokenizers.items()}
         self._thread = ThreadPoolExecutor(1, "tokenizer") if self._files else None
         self._known = Remembered(_MEMORY)
-        self._under_way: set[asyncio.Future[Any]] = set()
+        self._under_way: dict[asyncio.Future[Any], float] = {}  # since when, the oldest first
         self._said_at = float("-inf")
         self.outcomes = dict.fromkeys(OUTCOMES, 0)
         """How many prompts, by what became of them."""
@@ -192,18 +192,18 @@ class PromptCounter:
         assert facts is not None
         if facts.prompt_tokens >= 0 or not facts.prompt:
             return False
+        if self._busy():
+            self.outcomes["busy"] += 1
+            return False
         work = self._by_file(facts) if self._thread is not None else self._by_backend(facts, path)
         if work is None:
             self.outcomes["unsupported"] += 1
-            return False
-        if len(self._under_way) >= _AT_ONCE:
-            self.outcomes["busy"] += 1
             return False
         if isinstance(work, int):
             self.outcomes["remembered"] += 1
             request.prompt_counted(work)
             return True
-        self._under_way.add(work)
+        self._under_way[work] = monotonic()
         loop = asyncio.get_running_loop()
         waiting = True
 
@@ -216,7 +216,7 @@ class PromptCounter:
                 request.prompt_counted(tokens)
 
         def done(future: "asyncio.Future[int]") -> None:
-            self._under_way.discard(future)
+            self._under_way.pop(future, None)
             if future.cancelled():
                 settle("failed", None)
             elif (error := future.exception()) is not None:
@@ -228,6 +228,13 @@ class PromptCounter:
         timer = loop.call_later(self._settings.count_within, settle, "late", None)
         work.add_done_callback(done)
         return True
+
+    def _busy(self) -> bool:
+        """Whether another prompt would not be counted in time anyway: then nothing waits for it."""
+        if self._thread is None or not self._under_way:
+            return len(self._under_way) >= _AT_ONCE
+        oldest = next(iter(self._under_way.values()))
+        return monotonic() - oldest > self._settings.count_within or len(self._under_way) >= _AT_ONCE
 
     def _say(self, error: BaseException) -> None:
         """One event a minute: each failure is in the metrics."""
