@@ -1,9 +1,16 @@
 """Backends that fail in every way: requests in, answers out, and what the counters say."""
 
 import asyncio
+import contextlib
 import json
+import socket
+import time
 
+import numpy as np
 import pytest
+
+from fairlead.serve.settings import BackendSettings
+from fairlead.view import schema
 
 
 async def reset(backend, client, asked):
@@ -78,6 +85,33 @@ def test_a_backend_that_is_not_there_costs_no_request(play, prompt):
         await world.until(lambda: world.gateway.find("b0").state != "up")
 
     play(scene)
+
+
+def test_a_backend_to_which_no_connection_comes_about_costs_no_request(play, prompt):
+    """Its machine is gone: nobody refuses the connection, and nobody takes it."""
+    with contextlib.ExitStack() as sockets:
+        deaf = sockets.enter_context(socket.socket())
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(0)
+        for _ in range(3):  # its queue is full then
+            waiting = sockets.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(deaf.getsockname())
+
+        async def scene(world):
+            url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+            gone = world.gateway.add(BackendSettings(url=url, name="gone"))
+            for i in range(8):
+                assert (await world.ask(body=prompt | {"stream": i % 2 == 0})).status == 200
+            assert gone.errors == {"connect": 3} and gone.state == "ejected"
+            assert world.gateway.requests == {("/v1/completions", 200): 8}
+
+        play(
+            scene,
+            policy={"router": "round_robin"},
+            timeouts={"connect": 0.1},
+            health={"fail_after": 1000, "eject_s": 30},
+        )
 
 
 def test_kill_and_restart_under_load(play, prompt):
@@ -370,6 +404,28 @@ def test_metrics_that_lie_are_not_believed(play, prompt, text):
         assert (await world.ask(body=prompt)).status == 200
 
     play(scene, backends=1)
+
+
+def test_metrics_that_are_no_longer_served_give_way_to_the_ledger(play, prompt):
+    async def scene(world):
+        gateway = world.gateway
+        await world.until(lambda: all(each.reading is not None for each in gateway.backends))
+        view = np.zeros((1, schema.NUM_REPLICA_COLUMNS))
+
+        def waiting() -> float:
+            gateway.ledger.write_view(np.array([gateway.backends[0].row]), time.monotonic(), 0.3, view)
+            return float(view[0, schema.SCRAPED_WAITING])
+
+        assert waiting() == 2.0
+        world.backends[0].raw_metrics = b""
+        await world.until(lambda: gateway.backends[0].scrape_errors > 1)
+        await world.until(lambda: waiting() == 0.0)  # too old: the ledger knows of none
+        assert (await world.ask(body=prompt)).status == 200
+        world.backends[0].raw_metrics = None
+        await world.until(lambda: waiting() == 2.0)
+        assert gateway.backends[0].state == "up"
+
+    play(scene)
 
 
 def test_a_policy_that_fails_or_is_slow(play, prompt):
