@@ -192,7 +192,8 @@ def test_the_page_says_what_was_found():
     text = page({"made-up": whole}, [found], summarise([found]), ["Made by a test."])
     assert "in 1 of 1 scenarios some setting of the dial is no worse" in text
     assert "| [made-up](#made-up) | lor | **" in text
-    assert "default fails against least_work" in text
+    assert "default fails against 1 of 3" in text
+    assert "is not better on one and worse on none against: least_work" in text
     assert "- No worse at 1 (by the estimates: 1): least_work" in text
     assert text.count("<details>") == text.count("</details>") == len(LOADS)
     assert "(frontiers/made-up.svg)" in text

@@ -340,7 +340,7 @@ def frontier(
         axes.set_xlabel("mean E2E, relative to the best heuristic's")
         axes.set_ylabel("p99 TTFT, relative to the best heuristic's")
         axes.set_title(title)
-        axes.legend(fontsize=8.5)
+        axes.legend(loc="upper right", fontsize=8.5)  # looking for the best place can take long
         if near:
             others = {f"{kind} {dial:g}": p for kind, line in lines for dial, p in line.items()}
             _label_points(figure, axes, infos, near | others, (1.0, 1.0))

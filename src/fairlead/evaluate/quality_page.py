@@ -69,8 +69,10 @@ def verdict(judgement: Judgement) -> str:
     frontier = f"not matched: {', '.join(unmatched)}" if unmatched else "dominates"
     if not unmatched and not judgement.dominates_strictly:
         frontier = "dominates, within noise"
-    fails = judgement.setting(DEFAULT_FAVOR).fails_against
-    return f"{frontier}; default " + (f"fails against {', '.join(fails)}" if fails else "holds")
+    fails = len(judgement.setting(DEFAULT_FAVOR).fails_against)
+    return f"{frontier}; default " + (
+        f"fails against {_of(fails, len(judgement.matched))}" if fails else "holds"
+    )
 
 
 def overview(judgements: Sequence[Judgement]) -> list[str]:
@@ -120,6 +122,12 @@ def details(contest: Contest, judgement: Judgement) -> list[str]:
     """What was claimed about one scenario, and the tables behind it."""
     lines = [f"## {contest.scenario}", "", f"{contest.replicas} replicas. {verdict(judgement)}.", ""]
     lines += _matches(judgement)
+    fails = judgement.setting(DEFAULT_FAVOR).fails_against
+    if fails:
+        lines.append(
+            f"- The default, {DEFAULT_FAVOR:g}, is not better on one and worse on none against: "
+            f"{', '.join(fails)}"
+        )
     if judgement.hardware is not None:
         h = judgement.hardware
         lines += [
