@@ -36,7 +36,7 @@ class Objectives(NamedTuple):
     """What K clusters are judged by."""
 
     weights: Floats
-    """(K, 2) of waiting for the first token and of being in the system."""
+    """(K, 3) of waiting for the first token, of being in the system and of the tail (`view.preference`)."""
     slo_ttft_s: Floats
     """(K,)."""
     slo_tpot_s: Floats

@@ -25,8 +25,8 @@ Floats = npt.NDArray[np.float64]
 
 
 def waiting_cost(clusters: Clusters, weights: Floats) -> Floats:
-    """(K,) weighted request-seconds since the last decision; `weights` (K, 2) as in `Objectives`."""
-    areas = np.empty((clusters.K, 2))
+    """(K,) weighted request-seconds since the last decision; `weights` (K, 3) as in `Objectives`."""
+    areas = np.empty((clusters.K, 3))
     waiting_areas(clusters.state, clusters.state.clusters["now"], areas)
     return np.einsum("kj,kj->k", weights, areas)
 
@@ -62,7 +62,7 @@ class Shadow:
         self._clusters.route(self._router.route(self._view))
 
     def cost(self, weights: Floats) -> Floats:
-        """Weighted request-seconds up to the next arrival, (groups,); `weights` (groups, 2)."""
+        """Weighted request-seconds up to the next arrival, (groups,); `weights` (groups, 3)."""
         self._view = self._clusters.observe()
         return waiting_cost(self._clusters, weights)
 

@@ -22,7 +22,7 @@ from fairlead.simulator.capacity import capacity_rps
 from fairlead.simulator.cluster import Clusters
 from fairlead.simulator.fleet import build_fleet
 from fairlead.view.features import NUM_FEATURES, features_batch
-from fairlead.view.preference import DEFAULT_FAVOR, check_favor, weights
+from fairlead.view.preference import DEFAULT_FAVOR, Weights, check_favor, weights_of
 from fairlead.view.privilege import EVERYTHING, NOTHING
 from fairlead.view.schema import AVAILABLE
 from fairlead.workload.requests import Requests
@@ -196,7 +196,7 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
             self._scratch: Any = None
         else:
             self.clusters.load(requests, self._seed)
-        self.weights = np.array([weights(float(f)) for f in self.favor])
+        self.weights = np.array([weights_of(float(f)) for f in self.favor])
         self._watcher = Watcher(self.clusters)
         self._monitors = Monitors(self.safety, self._slo_ttft_s)
         objectives = Objectives(self.weights, self._slo_ttft_s, self._slo_tpot_s)
@@ -308,7 +308,7 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
         return dict(zip(self.statistic_names, numbers, strict=True)), totals
 
     def teacher_costs(
-        self, w_ttft: float | None = None, w_e2e: float | None = None, *, privileged: bool = False
+        self, weights: Weights | None = None, *, privileged: bool = False
     ) -> Floats:
         """Lookahead's added cost of each choice for the requests at hand, (K, R).
 
@@ -318,12 +318,10 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
         """
         if self._scratch is None:
             self._scratch = forecast.scratch_for(self.clusters.state)
-        pairs = (
-            self.weights if w_ttft is None or w_e2e is None else np.tile((w_ttft, w_e2e), (self.num_envs, 1))
-        )
+        judged_by = self.weights if weights is None else np.tile(weights, (self.num_envs, 1))
         out = np.empty((self.num_envs, self.clusters.R))
         knows = EVERYTHING if privileged else NOTHING
-        forecast.added_costs_all(self.clusters.state, self._scratch, pairs, knows, out)
+        forecast.added_costs_all(self.clusters.state, self._scratch, judged_by, knows, out)
         away = np.isinf(out)
         if away.any():
             worst = np.where(away, -np.inf, out).max(1, keepdims=True) + 1.0

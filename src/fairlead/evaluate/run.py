@@ -20,7 +20,7 @@ def _run_compiled(
     scratch: State,
     code: int,
     counting: bool,
-    weights: tuple[float, float],
+    weights: npt.NDArray[np.float64],
     knows: int,
     count: int,
     columns: int,
@@ -38,7 +38,7 @@ def _run_compiled(
         while sim.observe(state, c, counting, replicas, request):
             router = state.requests[c, state.clusters[c].at_hand].router
             if code == heuristics.LOOKAHEAD:
-                forecast.added_costs(state, c, scratch, weights[0], weights[1], knows, scores)
+                forecast.added_costs(state, c, scratch, weights, knows, scores)
                 action = heuristics.least(scores, words[c])
             else:
                 turn = state.routers[c, router].decisions
@@ -67,7 +67,7 @@ def run(
             forecast.scratch_for(clusters.state) if lookahead else forecast.NO_SCRATCH,
             router.code,
             router.code in heuristics.COUNTING,
-            router.weights,
+            np.array(router.weights),
             router.knows,
             clusters.R,
             clusters.view.replicas.shape[2],

@@ -8,7 +8,7 @@ from fairlead.errors import FairleadError
 from fairlead.policy.heuristics import DESCRIPTIONS, HEURISTICS, Heuristic, Lookahead
 from fairlead.policy.packaged import is_packaged, packaged_names, policy_path
 from fairlead.policy.router import Router
-from fairlead.view.preference import DEFAULT_FAVOR, check_favor, weights
+from fairlead.view.preference import DEFAULT_FAVOR, check_favor, weights_of
 from fairlead.view.privilege import EVERYTHING, NOTHING, TRUE_LENGTHS
 
 PRIVILEGED: Mapping[str, int] = {
@@ -55,10 +55,10 @@ def find_router(text: str, favor: float | None = None) -> Entry:
         return Entry(base, "heuristic", DESCRIPTIONS[base], Heuristic(base))
     chosen = _dial(text, dial) if at else check_favor(DEFAULT_FAVOR if favor is None else favor)
     if base == "lookahead" or base in PRIVILEGED:
-        w_ttft, w_e2e = weights(chosen)
-        router = Lookahead(w_ttft, w_e2e, PRIVILEGED.get(base, NOTHING))
+        dialled = weights_of(chosen)
+        router = Lookahead(dialled, PRIVILEGED.get(base, NOTHING))
         unreachable = ", told what no router can know: unreachable" if base in PRIVILEGED else ""
-        return Entry(text, "lookahead", f"weights {w_ttft:.3g} TTFT : {w_e2e:.3g} E2E{unreachable}", router)
+        return Entry(text, "lookahead", f"weights {dialled}{unreachable}", router)
     if not base.endswith(".onnx") and not is_packaged(base):
         known = ", ".join([*ALL_HEURISTICS, *PRIVILEGED, *packaged_names()])
         raise FairleadError(

@@ -14,6 +14,7 @@ from fairlead import rng
 from fairlead.compiled import njit
 from fairlead.errors import FairleadError
 from fairlead.policy import affinity
+from fairlead.view.preference import Weights
 from fairlead.view.privilege import NOTHING
 from fairlead.view.schema import (
     AVAILABLE,
@@ -210,7 +211,7 @@ def random_states(seed: int, clusters: int) -> npt.NDArray[np.uint64]:
 class Heuristic:
     """A named heuristic as a `Router`."""
 
-    weights = (0.0, 0.0)
+    weights = Weights(0.0, 0.0, 0.0)
     """Only `Lookahead` weighs."""
     knows = NOTHING
 
@@ -250,10 +251,10 @@ class Lookahead:
     name = "lookahead"
     code = LOOKAHEAD
 
-    def __init__(self, w_ttft: float = 3.0, w_e2e: float = 1.0, knows: int = NOTHING) -> None:
-        """Weights of the objective w_ttft * TTFT + w_e2e * E2E, summed over requests.
+    def __init__(self, weights: Weights, knows: int = NOTHING) -> None:
+        """Routes for the objective with these weights.
 
         `knows` adds up what the forecast is told that no router can know (`view.privilege`).
         """
         self.knows = knows
-        self.weights = (float(w_ttft), float(w_e2e))
+        self.weights = weights

@@ -410,6 +410,7 @@ def route_one(state: State, c: int, count: int, action: int) -> bool:
     cluster.entered_times = 0.0
     cluster.first_tokens = 0
     cluster.first_token_times = 0.0
+    cluster.tail_excess = 0.0
     cluster.finishes = 0
     cluster.finish_times = 0.0
     return True
@@ -458,7 +459,8 @@ def drain_all(state: State, count: int) -> None:
 def waiting_areas(state: State, now: npt.NDArray[np.float64], out: npt.NDArray[np.float64]) -> None:
     """Integrals since the last decision of (requests awaiting their first token, requests in system).
 
-    `now` (K,) is the time up to which the clusters were advanced; `out` is (K, 2), in request-seconds.
+    `now` (K,) is the time up to which the clusters were advanced; `out` is (K, 3), in request-seconds. Third
+    comes by how much the first tokens of that time came later than the tail of their router began.
     Exact: a count that falls by one at time x contributes (now - x) less than had it not fallen, and one that
     rises contributes (now - x) more. A request that is lost after its first token takes that event back: it
     has been waiting for its first token all along.
@@ -471,3 +473,4 @@ def waiting_areas(state: State, now: npt.NDArray[np.float64], out: npt.NDArray[n
         out[c, 1] = cluster.in_system * span - cluster.finishes * now[c] + cluster.finish_times
         out[c, 0] += entered
         out[c, 1] += entered
+        out[c, 2] = cluster.tail_excess

@@ -1,8 +1,8 @@
 """Lookahead: what would each replica's requests cost if the new one joined them?
 
 For each replica, its requests are simulated to completion with and without the new one, with expected
-output lengths and no further arrivals; the difference in w_ttft * TTFT + w_e2e * E2E, summed over all
-requests that it touches, is the added cost of that choice.
+output lengths and no further arrivals; the difference in the objective of `view.preference`, summed
+over all requests that it touches, is the added cost of that choice.
 
 By default only what the router at hand knows is used: its own requests in flight, in the order in which they
 arrived, what it takes their prompts for, what they streamed, and the iteration-time model that is declared
@@ -176,6 +176,7 @@ def _copy_ledger(state: State, k: int, c: int, scratch: State, mean: float, know
         streamed = scratch.requests[c, n].generated
         remaining = _remaining(request, streamed, mean, knows)
         _add_request(scratch, c, n, _prompt(request, knows), request.expected_hit, streamed, remaining)
+        scratch.requests[c, n].arrival = request.arrival
     return count
 
 
@@ -214,6 +215,7 @@ def _copy_engine(state: State, k: int, c: int, scratch: State, mean: float, know
         slot.request = j
         remaining = _remaining(request, streamed, mean, knows)
         _set_request(scratch, c, j, request.prompt, request.hit, streamed, remaining)
+        scratch.requests[c, j].arrival = request.arrival
         scratch.requests[c, j].generated = request.generated
         slot.finish_tick = was.zero_tick + scratch.requests[c, j].output
         if j < decoding:
@@ -224,6 +226,7 @@ def _copy_engine(state: State, k: int, c: int, scratch: State, mean: float, know
         streamed = request.generated
         remaining = _remaining(request, streamed, mean, knows)
         _set_request(scratch, c, n, request.prompt, request.expected_hit, streamed, remaining)
+        scratch.requests[c, n].arrival = request.arrival
         push_waiting(scratch, c, c, n)
         i = request.next_waiting
     return int(source.running + source.waiting)
@@ -239,15 +242,18 @@ def _copy_replica(state: State, k: int, c: int, scratch: State, mean: float, kno
 
 
 @njit(allocates=False)
-def _cost_of_draining(scratch: State, c: int, count: int, now: float, w_ttft: float, w_e2e: float) -> float:
-    """Weighted waiting from now on, over all requests of the scratch replica."""
+def _cost_of_draining(
+    scratch: State, c: int, count: int, now: float, tail: float, weights: npt.NDArray[np.float64]
+) -> float:
+    """Weighted waiting from now on, over all requests of the scratch replica, whose tail begins at `tail`."""
     engine.advance(scratch, c, c, np.inf)
     cost = 0.0
     for i in range(count):
         request = scratch.requests[c, i]
-        cost += w_e2e * (request.finish - now)
+        cost += weights[1] * (request.finish - now)
         if not math.isnan(request.first_token):
-            cost += w_ttft * (request.first_token - now)
+            cost += weights[0] * (request.first_token - now)
+            cost += weights[2] * max(0.0, request.first_token - request.arrival - tail)
     return cost
 
 
@@ -256,31 +262,32 @@ def added_costs(
     state: State,
     c: int,
     scratch: State,
-    w_ttft: float,
-    w_e2e: float,
+    weights: npt.NDArray[np.float64],
     knows: int,
     out: npt.NDArray[np.float64],
 ) -> None:
     """Write to `out` (R,) the cost that cluster `c`'s waiting request would add on each replica.
 
-    That of a dead one is infinite. `knows` is what the forecast may use: numbers of `view.privilege`.
+    That of a dead one is infinite. `weights` are those of `view.preference.Weights`. `knows` is what the forecast may use: numbers of `view.privilege`.
     """
     count = out.shape[0]
     cluster = state.clusters[c]
     new = state.requests[c, cluster.at_hand]
     mean = ledger.expected_output(state.routers[c, new.router])
+    tail = state.routers[c, new.router].ttft_tail
     for r in range(count):
         k = c * count + r
         if not state.replicas[k].available:
             out[r] = np.inf
             continue
         n = _copy_replica(state, k, c, scratch, mean, knows)
-        without = _cost_of_draining(scratch, c, n, cluster.now, w_ttft, w_e2e)
+        without = _cost_of_draining(scratch, c, n, cluster.now, tail, weights)
         n = _copy_replica(state, k, c, scratch, mean, knows)
         hit = ledger.expected_hit(state, k, new)
+        scratch.requests[c, n].arrival = new.arrival
         _set_request(scratch, c, n, _prompt(new, knows), hit, 0, _remaining(new, 0, mean, knows))
         push_waiting(scratch, c, c, n)
-        out[r] = _cost_of_draining(scratch, c, n + 1, cluster.now, w_ttft, w_e2e) - without
+        out[r] = _cost_of_draining(scratch, c, n + 1, cluster.now, tail, weights) - without
 
 
 @njit(parallel=True)
@@ -291,7 +298,7 @@ def added_costs_all(
     knows: int,
     out: npt.NDArray[np.float64],
 ) -> None:
-    """`added_costs` for every cluster; `weights` is (K, 2), w_ttft and w_e2e, and `out` (K, R)."""
+    """`added_costs` for every cluster; `weights` is (K, 3) and `out` (K, R)."""
     for index in prange(out.shape[0]):
         c = signed(index)
-        added_costs(state, c, scratch, weights[c, 0], weights[c, 1], knows, out[c])
+        added_costs(state, c, scratch, weights[c], knows, out[c])

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from fairlead.compiled import njit
 from fairlead.simulator.state import NONE, State
 from fairlead.view import prefixes, schema
+from fairlead.view.tail import forget_and_find, tail_bin
 
 TTFT_WEIGHT = 0.2
 """Weight of a new sample in `ttft_ewma_s`."""
@@ -71,8 +72,11 @@ def saw_first_token(state: State, k: int, c: int, request: Any) -> None:
         own.ttft_ewma = ttft
     else:
         own.ttft_ewma += TTFT_WEIGHT * (ttft - own.ttft_ewma)
+    router = state.routers[c, request.router]
+    router.ttft_counts[tail_bin(ttft)] += 1.0
     cluster.first_tokens += 1
     cluster.first_token_times += request.first_token
+    cluster.tail_excess += max(0.0, request.first_token - request.arrival - router.ttft_tail)
 
 
 @njit(inline=True)
@@ -253,6 +257,8 @@ def write_view(
     request[schema.MAX_TOKENS] = cluster.max_tokens
     request[schema.EXPECTED_OUTPUT_TOKENS] = mean
     request[schema.SESSION] = waiting.session
+    router.ttft_tail = forget_and_find(router.ttft_counts)
+    request[schema.TTFT_TAIL_S] = router.ttft_tail
 
 
 @njit(inline=True)

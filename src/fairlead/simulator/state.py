@@ -13,6 +13,7 @@ import numpy.typing as npt
 from fairlead.simulator.batch_time import NO_TABLES, Tables
 from fairlead.simulator.block_pool import clear_pools, new_pool
 from fairlead.view.prefixes import forget, new_memory
+from fairlead.view.tail import BINS, TAIL_PRIOR_S
 
 NONE = -1
 NEVER = np.iinfo(np.int64).max
@@ -118,6 +119,8 @@ ROUTER = np.dtype(
         ("decisions", "i8"),
         ("finished", "i8"),
         ("finished_tokens", "i8"),
+        ("ttft_tail", "f8"),  # where the tail of its TTFTs begins, as of the last view
+        ("ttft_counts", "f8", (BINS,)),  # histogram of `view.tail`
     ],
     align=True,
 )
@@ -181,6 +184,7 @@ CLUSTER = np.dtype(
         ("first_token_times", "f8"),
         ("finishes", "i8"),
         ("finish_times", "f8"),
+        ("tail_excess", "f8"),  # of the first tokens: TTFT beyond the beginning of the tail, s
         ("entered", "i8"),  # requests that arrived while there was no replica to send them to
         ("entered_times", "f8"),
         ("arrived", "i8"),  # requests that count as waiting, routed or not
@@ -292,6 +296,7 @@ def clear(state: State) -> None:
     for records in (state.ledgers, state.routers):
         for field in records.dtype.names or ():
             records[field] = 0
+    state.routers["ttft_tail"] = TAIL_PRIOR_S
     for field in ("oldest", "newest"):
         state.ledgers[field] = NONE
     state.phases[:] = 0

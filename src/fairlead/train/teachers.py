@@ -28,20 +28,14 @@ class Teacher(NamedTuple):
     """Whether it may label the same decision differently: then perfect agreement cannot be reached."""
 
 
-def lookahead(
-    w_ttft: float | None = None, w_e2e: float | None = None, *, privileged: bool = False
-) -> Teacher:
-    """The teacher that simulates each choice: costs of `env.teacher_costs`, by default at its own weights.
+def lookahead(*, privileged: bool = False) -> Teacher:
+    """The teacher that simulates each choice: costs of `env.teacher_costs`.
 
     A `privileged` one sees the simulator's true state while labelling; the student sees only its view.
     """
 
     def label(env: Any) -> Labels:
-        costs: Labels = (
-            env.teacher_costs(w_ttft, w_e2e, privileged=True)
-            if privileged
-            else env.teacher_costs(w_ttft, w_e2e)
-        )
+        costs: Labels = env.teacher_costs(privileged=True) if privileged else env.teacher_costs()
         return costs
 
     return Teacher("privileged lookahead" if privileged else "lookahead", label)

@@ -2,7 +2,7 @@
 
 Every scenario is run at several loads and several points on the dial, on arrivals of the `validate`
 split, which neither training nor the final evaluation sees. For each of these settings the policy's
-objective w_ttft * TTFT + w_e2e * E2E is divided by that of the best heuristic there (`lookahead` aside);
+objective (`fairlead.view.preference`) is divided by that of the best heuristic there (`lookahead` aside);
 the mean of these ratios is what the best checkpoint is chosen by. Below 1 the policy wins.
 """
 
@@ -21,10 +21,24 @@ from fairlead.simulator.capacity import capacity_rps
 from fairlead.simulator.cluster import Clusters
 from fairlead.simulator.fleet import build_fleet
 from fairlead.view.features import features_batch
-from fairlead.view.preference import weights
+from fairlead.view.preference import weights_of
+from fairlead.view.tail import TAIL_SHARE
 from fairlead.workload.scenario import Scenario, generate
 
 Floats = npt.NDArray[np.float64]
+
+
+def objective(ttft: Floats, e2e: Floats, weights: Floats) -> Floats:
+    """What runs cost per request, (K,): TTFTs and E2Es are (K, N) in s, weights (K, 3).
+
+    The weighted means of TTFT, of E2E and of TTFT beyond the beginning of the run's own tail; the latter is the
+    share of the tail times (its mean - its beginning), plus a constant times its beginning, so that a router
+    does not gain by a tail that begins later (Rockafellar and Uryasev 2000).
+    """
+    size = max(1, round(TAIL_SHARE * ttft.shape[1]))
+    tail = TAIL_SHARE * np.sort(ttft, axis=1)[:, -size:].mean(1)
+    cost: Floats = np.einsum("kj,jk->k", weights, np.stack([ttft.mean(1), e2e.mean(1), tail]))
+    return cost
 
 
 class Scorer(Protocol):
@@ -90,16 +104,16 @@ class Validation:
         self._favor = np.tile(np.array(favors), len(arrivals))
         self._shape = (len(points), seeds, len(favors))
         self._measured = slice(requests // 10, requests - requests // 20)
-        self._weights = np.array([weights(f) for f in self._favor])
+        self._weights = np.array([weights_of(f) for f in self._favor])
         self.heuristics = {name: self._of_heuristic(name) for name in HEURISTICS}
         self.best_heuristic = np.min(list(self.heuristics.values()), axis=0)
 
     def _objectives(self) -> Floats:
         """The objective per setting, (points, favors), of the run that has just been drained."""
         requests = self._clusters.state.requests
-        ttft = (requests["first_token"] - requests["arrival"])[:, self._measured].mean(1)
-        e2e = (requests["finish"] - requests["arrival"])[:, self._measured].mean(1)
-        cost = self._weights[:, 0] * ttft + self._weights[:, 1] * e2e
+        ttft = (requests["first_token"] - requests["arrival"])[:, self._measured]
+        e2e = (requests["finish"] - requests["arrival"])[:, self._measured]
+        cost = objective(ttft, e2e, self._weights)
         means: Floats = cost.reshape(self._shape).mean(1)
         return means
 

@@ -34,6 +34,7 @@ from fairlead.view.schema import (
     SCRAPED_WAITING,
     SPEED,
     TTFT_EWMA_S,
+    TTFT_TAIL_S,
     View,
     schema_hash,
 )
@@ -68,6 +69,9 @@ FEATURES: tuple[str, ...] = (
     "available",
     "expected_hit",
     "prefill_with_own_above_least",
+    "prefill_with_own_over_tail",
+    "oldest_wait_over_tail",
+    "ttft_tail",
     "favor_ttft",
 )
 """Names, in the order of the last axis."""
@@ -89,6 +93,7 @@ def features(
     `favor` is the operator's preference between end-to-end latency (0) and TTFT (1).
     """
     prompt = request[PROMPT_TOKENS]
+    tail = max(request[TTFT_TAIL_S], 1e-3)
     least_prefill = np.inf
     least_decode = np.inf
     least_with_own = np.inf
@@ -138,7 +143,11 @@ def features(
         to[26] = 1.0 if row[AVAILABLE] != 0.0 else 0.0
         to[27] = row[EXPECTED_PREFIX_HIT_TOKENS] / max(prompt, 1.0)
         to[28] = 2.0 * (prefill + own - least_with_own)
-        to[29] = favor
+        # What lengthens the tail is to wait longer than where it begins.
+        to[29] = math.log1p((prefill + own) / tail)
+        to[30] = math.log1p(row[OLDEST_WAIT_S] / tail)
+        to[31] = math.log(tail)
+        to[32] = favor
 
 
 @njit()

@@ -2,16 +2,33 @@
 
 There is no single best router but a frontier: sending a long answer elsewhere may cost its first token
 and save everybody's last one. The operator chooses a point by one number, `favor`, from 0 (end-to-end
-latency) to 1 (time to first token); one policy serves the whole range.
+latency) over 0.5 (end-to-end latency, but no long waits for a first token) to 1 (first tokens, above all
+the late ones); one policy serves the whole range.
 """
+
+from typing import NamedTuple
 
 from fairlead.errors import FairleadError
 
 LEAST_TTFT_WEIGHT = 0.5
 """Weight of TTFT at favor 0, relative to a weight of 1 for E2E."""
-TTFT_WEIGHT_RANGE = 100.0
-"""Ratio of the TTFT weights at favor 1 and at favor 0."""
+MOST_TTFT_WEIGHT = 20.0
+MOST_TAIL_WEIGHT = 240.0
+"""Weights at favor 1."""
 DEFAULT_FAVOR = 0.5
+
+
+class Weights(NamedTuple):
+    """The objective: ttft * TTFT + e2e * E2E + tail * (TTFT - where the tail begins)+, summed over requests."""
+
+    ttft: float
+    e2e: float
+    tail: float
+
+    def __str__(self) -> str:
+        """As `3 TTFT : 1 E2E : 20 tail`."""
+        return f"{self.ttft:.3g} TTFT : {self.e2e:.3g} E2E : {self.tail:.3g} tail"
+
 
 
 def check_favor(favor: float) -> float:
@@ -27,10 +44,11 @@ def check_favor(favor: float) -> float:
     return favor
 
 
-def weights(favor: float) -> tuple[float, float]:
-    """(w_ttft, w_e2e): the objective is w_ttft * TTFT + w_e2e * E2E, summed over requests.
+def weights_of(favor: float) -> Weights:
+    """The weights at this point of the dial.
 
-    w_e2e is 1 and w_ttft grows geometrically from 0.5 to 50, because the two latencies differ by an
-    order of magnitude: equal steps of the dial are equal ratios.
+    The tail's weight is 0 at favor 0, 60 at 0.5 and 240 at 1; that of TTFT stays small up to the middle.
     """
-    return LEAST_TTFT_WEIGHT * TTFT_WEIGHT_RANGE ** check_favor(favor), 1.0
+    check_favor(favor)
+    ttft = LEAST_TTFT_WEIGHT + (MOST_TTFT_WEIGHT - LEAST_TTFT_WEIGHT) * favor**4
+    return Weights(ttft, 1.0, MOST_TAIL_WEIGHT * favor**2)

@@ -71,6 +71,7 @@ REQUEST_COLUMNS: tuple[Column, ...] = (
     Column("max_tokens", "tokens", "request", "the client's limit on the output (0: none given)"),
     Column("expected_output_tokens", "tokens", "request", "mean output of finished requests"),
     Column("session", "number", "request", "the same for all turns of a conversation (0: none)"),
+    Column("ttft_tail_s", "s", "ledger", "where the worst 2 % of the router's recent TTFTs begin"),
 )
 
 NUM_REPLICA_COLUMNS = len(REPLICA_COLUMNS)
@@ -102,7 +103,7 @@ NUM_REQUEST_COLUMNS = len(REQUEST_COLUMNS)
     AVAILABLE,
 ) = range(NUM_REPLICA_COLUMNS)
 
-PROMPT_TOKENS, MAX_TOKENS, EXPECTED_OUTPUT_TOKENS, SESSION = range(NUM_REQUEST_COLUMNS)
+PROMPT_TOKENS, MAX_TOKENS, EXPECTED_OUTPUT_TOKENS, SESSION, TTFT_TAIL_S = range(NUM_REQUEST_COLUMNS)
 
 
 class View(NamedTuple):
