@@ -21,6 +21,7 @@ METRICS = {
     "retries_mean",
     "prefix_hit_rate",
     "scheduling_delay_p99_s",
+    "ttft_worst_mean_s",
 }
 RUN = ("simulate", "--scenario", "uniform-lengths", "--requests", "200")
 

@@ -8,6 +8,7 @@ from fairlead.evaluate.run import run
 from fairlead.policy.heuristics import Heuristic, Lookahead
 from fairlead.simulator.cluster import Clusters
 from fairlead.simulator.fleet import build_fleet
+from fairlead.view.preference import weights_of
 from fairlead.view.privilege import EVERYTHING
 from fairlead.view.schema import AVAILABLE
 from fairlead.workload.requests import Requests
@@ -84,6 +85,8 @@ def test_the_rewards_of_an_episode_are_its_latencies() -> None:
         # fmin: what has not happened yet (NaN) lasts until now
         ends = [np.fmin(rows[name], now[c]) for name in ("first_token", "finish")]
         waits = [(end - rows["arrival"]).sum() for end in ends]
+        # What each first token came too late by, those that were lost again aside (test_outages.py).
+        waits.append(rows["tail_excess"][rows["first_token"] <= now[c]].sum())
         assert total[c] == pytest.approx(-(env.weights[c] @ waits), rel=1e-9)
 
 
@@ -126,7 +129,11 @@ def test_step_by_step_and_compiled_loops_agree_under_faults(arrivals: list[Reque
 
 @pytest.mark.parametrize(
     "router",
-    [*map(Heuristic, ("random", "round_robin", "p2c", "lor")), Lookahead(), Lookahead(knows=EVERYTHING)],
+    [
+        *map(Heuristic, ("random", "round_robin", "p2c", "lor")),
+        Lookahead(weights_of(0.5)),
+        Lookahead(weights_of(0.5), EVERYTHING),
+    ],
     ids=["random", "round_robin", "p2c", "lor", "lookahead", "privileged"],
 )
 def test_every_router_serves_every_request_once(arrivals: list[Requests], router: object) -> None:

@@ -9,6 +9,7 @@ from fairlead.env.single import RouterEnv
 from fairlead.env.vector import RouterVectorEnv
 from fairlead.errors import FairleadError
 from fairlead.view.features import NUM_FEATURES
+from fairlead.view.preference import Weights
 from fairlead.workload.scenario import load_scenario
 
 DEMO = [load_scenario("chat-equal"), load_scenario("chat-unequal")]
@@ -149,8 +150,11 @@ def test_teacher_costs_know_who_is_fast() -> None:
     costs = env.teacher_costs()
     assert costs.shape == (8, 4)
     assert (costs[:, :2].max(1) < costs[:, 2:].min(1)).all()
-    # Judged by TTFT alone or by E2E alone, the same choices cost something else.
-    assert not np.allclose(env.teacher_costs(1.0, 0.0), env.teacher_costs(0.0, 1.0))
+    # Judged by TTFT, by E2E or by the tail alone, the same choices cost something else.
+    alone = [env.teacher_costs(Weights(*row)) for row in np.eye(3)]
+    assert not np.allclose(alone[0], alone[1])
+    # Each cluster's own weights put the three together.
+    np.testing.assert_allclose(costs, np.einsum("kj,jkr->kr", env.weights, np.array(alone)), rtol=1e-9)
 
 
 @pytest.mark.parametrize(

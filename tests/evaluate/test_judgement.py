@@ -7,7 +7,7 @@ from fairlead.errors import FairleadError
 from fairlead.evaluate.contest import METRICS, OBJECTIVE, Contest, Values, differ, value
 from fairlead.evaluate.judgement import judge, summarise
 from fairlead.evaluate.quality_page import page, picture, summary_lines
-from fairlead.view.preference import DEFAULT_FAVOR, weights
+from fairlead.view.preference import DEFAULT_FAVOR, weights_of
 
 LOADS, SEEDS = (0.5, 0.9), 8
 DIALS = (0.0, DEFAULT_FAVOR, 1.0)
@@ -20,6 +20,7 @@ def made(e2e: float, ttft: float, p99_e2e: float = 20.0, p99_ttft: float = 2.0, 
     own = np.random.default_rng(seed)
     levels = dict(zip(METRICS, (e2e, p99_e2e, ttft, p99_ttft), strict=False))
     levels |= {"e2e_mean_s": e2e, "ttft_mean_s": ttft, "e2e_p99_s": p99_e2e, "ttft_p99_s": p99_ttft}
+    levels["ttft_worst_mean_s"] = 1.1 * p99_ttft
     return {
         metric: level * NOISE * np.exp(own.normal(0, 0.002, NOISE.shape)) for metric, level in levels.items()
     }
@@ -71,9 +72,10 @@ def test_a_router_is_no_better_than_itself():
 
 
 def test_the_objective_is_what_the_dial_weighs():
-    w_ttft, w_e2e = weights(0.25)
+    w_ttft, w_e2e, w_tail = weights_of(0.25)
     values = made(5.0, 0.4)
     expected = w_ttft * values["ttft_mean_s"] + w_e2e * values["e2e_mean_s"]
+    expected += w_tail * 0.02 * values["ttft_worst_mean_s"]
     np.testing.assert_allclose(value(values, OBJECTIVE, 0.25), expected)
 
 

@@ -8,6 +8,7 @@ from fairlead.policy.catalogue import ALL_HEURISTICS, find_router, find_routers
 from fairlead.policy.heuristics import DESCRIPTIONS, HEURISTICS, Heuristic, Lookahead
 from fairlead.policy.router import Router
 from fairlead.view import schema
+from fairlead.view.preference import weights_of
 from fairlead.view.privilege import EVERYTHING, TRUE_LENGTHS
 from fairlead.view.schema import View
 
@@ -117,7 +118,8 @@ def test_catalogue() -> None:
     entry = find_router("lookahead@0.5")
     assert isinstance(entry.router, Lookahead)
     assert entry.name == "lookahead@0.5"
-    assert entry.router.weights == pytest.approx((5.0, 1.0))
+    assert entry.router.weights == weights_of(0.5)
+    assert entry.detail == "weights 1.72 TTFT : 1 E2E : 60 tail"
     assert isinstance(find_router("lookahead", favor=0.0).router, Lookahead)
 
 

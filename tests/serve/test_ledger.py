@@ -9,6 +9,7 @@ import pytest
 from fairlead.serve.ledger import OTHER, STREAM, WHOLE, Entry, Ledger
 from fairlead.serve.scraping import Reading, orca_reading, read_metrics
 from fairlead.view import schema
+from fairlead.view.tail import BINS, forget_and_find, tail_bin
 
 STATIC = {
     "speed": 1.0,
@@ -93,6 +94,29 @@ def test_an_answer_that_is_not_streamed_is_taken_to_decode_after_a_while():
     assert late[schema.CONTEXT_TOKENS] == 1021  # 0.1 s of prefill, then a token every 10 ms
     assert late[schema.EXPECTED_REMAINING_TOKENS] == 256 - 21
     assert late[schema.IN_FLIGHT] == 1
+
+
+def test_the_tail_is_that_of_the_first_tokens_that_are_seen():
+    ledger = Ledger(0.0)
+    row = ledger.add(**STATIC)
+    out = np.zeros((1, schema.NUM_REPLICA_COLUMNS))
+
+    def tail(now: float) -> float:
+        return ledger.write_view(np.array([row]), now, 10.0, out)
+
+    assert tail(0.0) == 1.0  # nothing is known
+    whole = ledger.routed(row, 10, 0.0, WHOLE)
+    ledger.finished_with(whole, 5)  # its first token came unseen
+    ledger.finished_with(ledger.routed(row, 10, 0.0, OTHER), 0)
+    assert tail(9.0) == 1.0
+    for _ in range(2):
+        entry = ledger.routed(row, 10, 9.0, STREAM)
+        ledger.streamed(entry, 2, 9.1)
+        ledger.streamed(entry, 1, 19.0)  # not the first any more
+    counts = np.zeros(BINS)
+    counts[tail_bin(0.1)] = 2.0
+    assert tail(20.0) == pytest.approx(forget_and_find(counts))
+    assert 0.1 < tail(21.0) < 0.12
 
 
 def test_nothing_is_expected_of_what_generates_nothing():

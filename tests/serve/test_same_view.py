@@ -88,6 +88,7 @@ TOLERANCE = {
     "prompt_tokens": EXACT,
     "max_tokens": EXACT,
     "expected_output_tokens": ROUNDING,
+    "ttft_tail_s": ROUNDING,
 }
 """The largest difference, relative to the larger value; `session` is compared as what it is, a name."""
 
@@ -343,6 +344,8 @@ def test_the_views_are_equal(play):
     busy = run.view.replicas[..., schema.CONTEXT_TOKENS].max(axis=0)
     assert (busy > 0).all()  # both replicas were used
     assert set(run.choices) == {0, 1}
+    tail = run.view.request[:, schema.TTFT_TAIL_S]
+    assert tail[0] == 1.0 and len(set(tail)) > 30  # the prior, then what was seen
 
 
 def test_the_views_are_equal_where_memory_is_short(play):

@@ -9,6 +9,7 @@ from fairlead.policy.heuristics import Heuristic, Lookahead
 from fairlead.simulator import capacity
 from fairlead.simulator.cluster import Clusters
 from fairlead.simulator.fleet import build_fleet
+from fairlead.view.preference import Weights
 from fairlead.workload.requests import Requests
 from fairlead.workload.scenario import generate, load_scenario
 
@@ -101,9 +102,18 @@ def test_an_action_that_is_no_replica_is_an_error(actions: list[int]) -> None:
 
 def test_lookahead_prefers_the_idle_and_the_fast() -> None:
     clusters = Clusters([build_fleet(SCENARIO)], [wanted(0, count=2000, rate=3.0)])
-    run(clusters, Lookahead(1.0, 1.0))
+    run(clusters, Lookahead(Weights(1.0, 1.0, 0.0)))
     shares = np.bincount(clusters.outcomes(0).replica, minlength=4)
     assert shares[:2].min() > 2 * shares[2:].max()
+
+
+def test_lookahead_with_a_weight_on_the_tail_shortens_it() -> None:
+    worst = {}
+    for tail in (0.0, 60.0):
+        clusters = Clusters([build_fleet(SCENARIO)] * 2, [wanted(s, count=1500, rate=15.0) for s in (0, 1)])
+        run(clusters, Lookahead(Weights(1.0, 1.0, tail)))
+        worst[tail] = np.array([np.percentile(clusters.outcomes(c).ttft_s, 99) for c in range(2)])
+    assert (worst[60.0] < 0.9 * worst[0.0]).all()
 
 
 def test_capacity_is_what_the_cluster_can_sustain(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:

@@ -9,14 +9,16 @@ from fairlead.simulator.fleet import custom_fleet
 from fairlead.simulator.hardware import device, model
 from fairlead.simulator.ledger import PRIOR_OUTPUT_TOKENS
 from fairlead.simulator.timing import analytic
+from fairlead.view.preference import Weights
 from fairlead.view.privilege import ALL_REQUESTS, EVERYTHING, NOTHING, TRUE_LENGTHS, TRUE_SPEEDS
+from fairlead.view.schema import TTFT_TAIL_S
 from fairlead.workload.faults import Faults
 from fairlead.workload.requests import Requests
 
 MEAN = int(PRIOR_OUTPUT_TOKENS)
 """When all outputs are this long, the expected output is always the true one."""
 SLOWDOWNS = (1.0, 2.5)
-W_TTFT, W_E2E = 4.0, 1.0
+WEIGHTS = Weights(ttft=4.0, e2e=1.0, tail=30.0)
 
 TIMING = np.array([[s * c for c in analytic(model("llama-3-8b"), device("a100-80g"))] for s in SLOWDOWNS])
 FLEET = custom_fleet(TIMING, np.full(2, 20_000), token_budget=2048, max_num_seqs=64, block_size=16)
@@ -35,21 +37,30 @@ def forecast_costs(requests: Requests, placed: list[int], knows: int = NOTHING) 
     clusters.observe()
     out = np.empty((1, 2))
     scratch = forecast.scratch_for(clusters.state)
-    forecast.added_costs_all(clusters.state, scratch, np.array([[W_TTFT, W_E2E]]), knows, out)
+    forecast.added_costs_all(clusters.state, scratch, np.array([WEIGHTS]), knows, out)
     costs: np.ndarray = out[0]
     return costs
 
 
-def true_cost(requests: Requests, placed: list[int]) -> float:
+def weighted(done: reference.Result, requests: Requests, tail_s: np.ndarray) -> float:
+    """Weighted latency of all requests, whose routers take their tails to begin at `tail_s`."""
+    ttft, e2e = done.first_token_s - requests.arrival_s, done.finish_s - requests.arrival_s
+    beyond = np.maximum(ttft - tail_s, 0.0)
+    return float(WEIGHTS.ttft * ttft.sum() + WEIGHTS.e2e * e2e.sum() + WEIGHTS.tail * beyond.sum())
+
+
+def true_cost(requests: Requests, placed: list[int], tail_s: float) -> float:
     """Weighted latency of all requests, to the end."""
     done = reference.simulate(FLEET, requests, placed)
-    ttft = (done.first_token_s - requests.arrival_s).sum()
-    return float(W_TTFT * ttft + W_E2E * (done.finish_s - requests.arrival_s).sum())
+    return weighted(done, requests, np.full(len(requests), tail_s))
 
 
 def true_costs(requests: Requests, placed: list[int]) -> np.ndarray:
-    without = true_cost(requests[: len(placed)], placed) if placed else 0.0
-    return np.array([true_cost(requests, [*placed, choice]) - without for choice in range(2)])
+    seen = reference.simulate(FLEET, requests, [*placed, 0], record_views=True).view
+    assert seen is not None
+    tail_s = float(seen.request[-1, TTFT_TAIL_S])
+    without = true_cost(requests[: len(placed)], placed, tail_s) if placed else 0.0
+    return np.array([true_cost(requests, [*placed, choice], tail_s) - without for choice in range(2)])
 
 
 def test_on_an_idle_cluster_the_forecast_is_exact() -> None:
@@ -89,7 +100,7 @@ def test_preempted_requests_are_part_of_the_picture() -> None:
     assert clusters.state.replicas["preemptions"][0] > 0
     out = np.empty((1, 2))
     forecast.added_costs_all(
-        clusters.state, forecast.scratch_for(clusters.state), np.array([[W_TTFT, W_E2E]]), NOTHING, out
+        clusters.state, forecast.scratch_for(clusters.state), np.array([WEIGHTS]), NOTHING, out
     )
     assert 0 < out[0, 1] < out[0, 0]
 
@@ -130,7 +141,7 @@ def at_the_last_decision(requests: Requests, placed: list[int]) -> Clusters:
 def costs_of(clusters: Clusters, knows: int) -> np.ndarray:
     out = np.empty((1, 2))
     scratch = forecast.scratch_for(clusters.state)
-    forecast.added_costs_all(clusters.state, scratch, np.array([[W_TTFT, W_E2E]]), knows, out)
+    forecast.added_costs_all(clusters.state, scratch, np.array([WEIGHTS]), knows, out)
     costs: np.ndarray = out[0]
     return costs
 
@@ -140,13 +151,14 @@ def test_who_knows_everything_forecasts_exactly(seed: int) -> None:
     """In the middle of iterations, prompts and preemptions, with other routers and a straggler."""
     requests = anything(seed)
     placed = np.random.default_rng(seed + 50).integers(0, 2, 40).tolist()
-    costs = costs_of(at_the_last_decision(requests, placed), EVERYTHING)
+    clusters = at_the_last_decision(requests, placed)
+    costs = costs_of(clusters, EVERYTHING)
+    # Others' requests too are judged by where the deciding router's tail begins: that is what it knows.
+    tail_s = np.full(41, clusters.view.request[0, TTFT_TAIL_S])
 
     def cost(chosen: list[int]) -> float:
         some = requests[: len(chosen)]
-        done = reference.simulate(SHARED, some, chosen)
-        ttft, e2e = done.first_token_s - some.arrival_s, done.finish_s - some.arrival_s
-        return float(W_TTFT * ttft.sum() + W_E2E * e2e.sum())
+        return weighted(reference.simulate(SHARED, some, chosen), some, tail_s[: len(chosen)])
 
     truth = [cost([*placed, choice]) - cost(placed) for choice in range(2)]
     np.testing.assert_allclose(costs, truth, rtol=1e-6)

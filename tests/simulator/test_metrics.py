@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairlead.errors import FairleadError
-from fairlead.simulator.metrics import METRICS, arrival_imbalance, measured_window, meets_slo, summarise
+from fairlead.simulator.metrics import (
+    METRICS,
+    arrival_imbalance,
+    measured_window,
+    meets_slo,
+    summarise,
+    worst_mean_s,
+)
 from fairlead.simulator.outcomes import Outcomes
 
 
@@ -39,7 +46,7 @@ def with_ttft(ttft_s: np.ndarray) -> Outcomes:
 def test_closed_form_of_a_steady_run() -> None:
     summary = summarise(steady(100), slo_ttft_s=1.0, slo_tpot_s=0.11)
     assert tuple(summary) == METRICS
-    for name in ("ttft_mean_s", "ttft_p50_s", "ttft_p90_s", "ttft_p99_s"):
+    for name in ("ttft_mean_s", "ttft_p50_s", "ttft_p90_s", "ttft_p99_s", "ttft_worst_mean_s"):
         assert summary[name] == pytest.approx(0.25)
     for name in ("e2e_mean_s", "e2e_p50_s", "e2e_p90_s", "e2e_p99_s"):
         assert summary[name] == pytest.approx(1.25)
@@ -69,6 +76,13 @@ def test_pitfall_24_percentiles_are_of_requests() -> None:
     assert summary["ttft_p90_s"] == pytest.approx(0.1)
     running_mean = np.cumsum(ttft) / np.arange(1, 1001)
     assert np.percentile(running_mean[100:950], 99) < 0.2
+
+
+def test_the_worst_mean_is_that_of_the_longest_two_percent() -> None:
+    ttft = np.random.default_rng(1).permutation(np.arange(1000.0))
+    summary = summarise(with_ttft(ttft), 1.0, 0.05, warmup=0.0, cooldown=0.0)
+    assert summary["ttft_worst_mean_s"] == np.arange(980.0, 1000.0).mean()
+    assert worst_mean_s(ttft[:3]) == ttft[:3].max()  # of at least one
 
 
 def test_percentiles_follow_the_order_statistics() -> None:

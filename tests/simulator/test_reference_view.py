@@ -109,7 +109,7 @@ def test_a_fleet_brings_its_declared_facts():
     assert view is not None
     np.testing.assert_array_equal(view.replicas[0, :, schema.SPEED : schema.AVAILABLE], fleet.static)
     assert view.replicas[1, 0, schema.SCRAPE_AGE_S] == 1.0
-    assert view.request[0].tolist() == [4, 77, 256, 0]
+    assert view.request[0].tolist() == [4, 77, 256, 0, 1]
     assert [spec.kv_blocks for spec in from_fleet(fleet)] == [50, 40]
 
 

@@ -44,7 +44,7 @@ class Queues:
         self._jobs()
         return self._observe(), {}
 
-    def teacher_costs(self, w_ttft: float | None = None, w_e2e: float | None = None) -> Any:
+    def teacher_costs(self) -> Any:
         return self.size[:, None] * self.work + 0.5 * self.size[:, None] ** 2
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:

@@ -49,7 +49,7 @@ def test_teachers_come_by_name_or_with_shares() -> None:
 def test_only_lookahead_can_be_privileged() -> None:
     asked: list[dict[str, bool]] = []
 
-    def costs(*weights: Any, **more: bool) -> Any:
+    def costs(**more: bool) -> Any:
         asked.append(more)
         return np.zeros((2, 3))
 

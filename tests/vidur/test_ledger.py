@@ -9,6 +9,7 @@ import pytest
 from fairlead.simulator.fleet import build_fleet
 from fairlead.vidur.ledger import Ledger
 from fairlead.view.schema import REPLICA_COLUMNS, REQUEST_COLUMNS
+from fairlead.view.tail import BINS, forget_and_find, tail_bin
 from fairlead.workload.scenario import load_scenario
 
 FLEET = build_fleet(load_scenario("chat-unequal"))
@@ -33,6 +34,7 @@ def test_an_idle_cluster():
     found, asked = columns(Ledger(FLEET), 2.0, prompt=33)
     assert asked["prompt_tokens"] == 33
     assert asked["expected_output_tokens"] == 256
+    assert asked["ttft_tail_s"] == 1.0
     assert not found["in_flight"].any()
     assert found["scrape_age_s"].tolist() == [2.0] * 4
     np.testing.assert_array_equal(found["speed"], FLEET.static[:, 0])
@@ -56,6 +58,9 @@ def test_a_request_from_arrival_to_the_end():
     assert found["awaiting_first_token"][1] == 0
     assert found["context_tokens"][1] == 101
     assert found["ttft_ewma_s"][1] == 1.0
+    counts = np.zeros(BINS)
+    counts[tail_bin(1.0)] = 1.0
+    assert columns(ledger, 2.0)[1]["ttft_tail_s"] == pytest.approx(forget_and_find(counts))
     assert found["itl_ewma_s"][1] == 0.0
 
     ledger.batch_ended(1, batch(2.0, 2.1, [request(0)], [1]))

@@ -14,7 +14,7 @@ from fairlead.simulator.cluster import Clusters
 from fairlead.simulator.fleet import build_fleet
 from fairlead.view import schema
 from fairlead.view.features import FEATURES, NUM_FEATURES, features_batch
-from fairlead.view.preference import check_favor, weights
+from fairlead.view.preference import DEFAULT_FAVOR, check_favor, weights_of
 from fairlead.view.schema import NUM_REPLICA_COLUMNS, NUM_REQUEST_COLUMNS, View
 from fairlead.workload.requests import Requests
 from fairlead.workload.scenario import generate, load_scenario
@@ -100,8 +100,13 @@ def test_pitfall_13_decisions_do_not_depend_on_lengths_not_seen_yet(router: str)
 
 
 def test_the_dial() -> None:
-    assert weights(0.0) == (0.5, 1.0)
-    assert weights(1.0) == pytest.approx((50.0, 1.0))
+    assert weights_of(0.0) == (0.5, 1.0, 0.0)
+    assert weights_of(DEFAULT_FAVOR) == pytest.approx((0.5 + 19.5 / 16, 1.0, 60.0))
+    assert weights_of(1.0) == (20.0, 1.0, 240.0)
+    along = np.array([weights_of(favor) for favor in np.linspace(0.0, 1.0, 101)])
+    assert (np.diff(along[:, [0, 2]], axis=0) > 0).all() and (along[:, 1] == 1.0).all()
+    # At the default the tail counts already, the mean TTFT hardly more than E2E.
+    assert str(weights_of(DEFAULT_FAVOR)) == "1.72 TTFT : 1 E2E : 60 tail"
     for bad in (-0.1, 1.1, float("nan")):
         with pytest.raises(Exception, match=r"not in \[0, 1\]"):
             check_favor(bad)

@@ -46,8 +46,9 @@ Favor = Annotated[
     float | None,
     typer.Option(
         metavar="DIAL",
-        help="What lookahead and trained policies favor, from 0 (end-to-end latency) to 1 (time to first "
-        "token). `name@0.8` sets it for one router. Default: 0.5.",
+        help="What lookahead and trained policies favor, from 0 (end-to-end latency) to 1 (first tokens, "
+        "above all late ones). `name@0.8` sets it for one router. Default: 0.5: end-to-end latency without "
+        "long waits for a first token.",
         show_default=False,
     ),
 ]

@@ -41,8 +41,8 @@ def command(
         float | None,
         typer.Option(
             metavar="DIAL",
-            help="What a trained policy favors, from 0 (end-to-end latency) to 1 (time to first token). "
-            "Default: 0.5.",
+            help="What a trained policy favors, from 0 (end-to-end latency) to 1 (first tokens, above all "
+            "late ones). Default: 0.5: end-to-end latency without long waits for a first token.",
             show_default=False,
         ),
     ] = None,

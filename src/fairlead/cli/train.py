@@ -98,8 +98,8 @@ def command(
         str | None,
         typer.Option(
             metavar="LOW,HIGH",
-            help="Range of the dial to train for, from 0 (end-to-end latency) to 1 (time to first token), or "
-            "one point. Default: 0,1.",
+            help="Range of the dial to train for, from 0 (end-to-end latency) to 1 (first tokens, above all "
+            "late ones), or one point. Default: 0,1.",
             show_default=False,
         ),
     ] = None,

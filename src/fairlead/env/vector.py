@@ -307,9 +307,7 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
         self._crossings = np.zeros(len(MONITORS))
         return dict(zip(self.statistic_names, numbers, strict=True)), totals
 
-    def teacher_costs(
-        self, weights: Weights | None = None, *, privileged: bool = False
-    ) -> Floats:
+    def teacher_costs(self, weights: Weights | None = None, *, privileged: bool = False) -> Floats:
         """Lookahead's added cost of each choice for the requests at hand, (K, R).
 
         Without weights each cluster is judged by its own point on the dial. A privileged teacher sees the

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from fairlead.evaluate.results import Record
 from fairlead.evaluate.statistics import paired_interval
-from fairlead.view.preference import weights
+from fairlead.view.preference import weights_of
+from fairlead.view.tail import TAIL_SHARE
 
 Floats = npt.NDArray[np.float64]
 Values = Mapping[str, Floats]
@@ -24,10 +25,17 @@ Values = Mapping[str, Floats]
 
 METRICS: tuple[str, ...] = ("e2e_mean_s", "ttft_mean_s", "e2e_p99_s", "ttft_p99_s")
 """What a contest is about."""
+NEEDED: tuple[str, ...] = (*METRICS, "ttft_worst_mean_s")
+"""What the values of a router have to have: those, and what the objective is made of."""
 FRONTIER: tuple[str, str] = ("e2e_mean_s", "ttft_p99_s")
 """The two that a router's frontier is drawn over."""
 OBJECTIVE = "objective"
-"""Beside the metrics: what the dial weighs, `w_ttft * mean TTFT + w_e2e * mean E2E`."""
+"""Beside the metrics: what the dial weighs, per request (`fairlead.view.preference.Weights`).
+
+The weighted sum of mean TTFT, mean E2E and the tail, which is the share of the worst requests times their
+mean TTFT: what they exceed the beginning of the tail by, plus a share of that beginning, so that a router
+gains nothing by a tail that begins later (Rockafellar and Uryasev 2000).
+"""
 
 Over = Literal["evaluation seeds", "training seeds"]
 
@@ -112,8 +120,8 @@ def value(values: Values, metric: str, dial: float | None = None) -> Floats:
     if metric != OBJECTIVE:
         return values[metric]
     assert dial is not None
-    w_ttft, w_e2e = weights(dial)
-    return w_ttft * values["ttft_mean_s"] + w_e2e * values["e2e_mean_s"]
+    weights, tail = weights_of(dial), TAIL_SHARE * values["ttft_worst_mean_s"]
+    return weights.ttft * values["ttft_mean_s"] + weights.e2e * values["e2e_mean_s"] + weights.tail * tail
 
 
 def differ(

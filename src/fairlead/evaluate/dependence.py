@@ -33,7 +33,7 @@ BLOCKS: dict[str, tuple[str, ...]] = {
     "prefill work": ("pending_prefill", "request_prefill", "prefill_", "decodes_delayed", "oldest_wait"),
     "prefix cache": ("expected_hit", "prefix_"),
     "decode work": ("expected_remaining", "expected_decode", "context_tokens", "kv_fraction"),
-    "trends": ("ttft_ewma", "itl_ewma", "in_flight_trend"),
+    "trends": ("ttft_ewma", "ttft_tail", "itl_ewma", "in_flight_trend"),
     "scraped": ("scrape",),
     "declared speed": ("decode_iteration", "speed"),
     "the request itself": ("prompt_", "expected_output"),

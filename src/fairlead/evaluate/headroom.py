@@ -33,7 +33,7 @@ from fairlead.workload.scenario import Scenario
 Values = dict[str, npt.NDArray[np.float64]]
 """By metric: (S,), one value per seed."""
 
-DIALS: dict[str, float] = {"e2e_mean_s": 0.0, "ttft_mean_s": 0.5, "ttft_p99_s": 1.0}
+DIALS: dict[str, float] = {"e2e_mean_s": 0.0, "ttft_mean_s": 1.0, "ttft_p99_s": 1.0}
 """The metrics that headroom is measured on, and the dial (`favor`) at which lookahead is asked for each."""
 
 REQUESTS = 2000

@@ -97,8 +97,8 @@ class Watch(Protocol):
         """A request that was due at `due_s` is sent."""
         ...
 
-    def first(self) -> None:
-        """The first token of an answer has come."""
+    def first(self, due_s: float) -> None:
+        """The first token of the answer to a request that was due at `due_s` has come."""
         ...
 
     def ended(self, due_s: float, first_s: float, finish_s: float, error: str) -> None:
@@ -255,7 +255,7 @@ class _Call:
         if math.isnan(self.first_s):
             self.first_s = now_s
             if self.watch is not None:
-                self.watch.first()
+                self.watch.first(self.due_s)
         else:
             self.longest_gap_s = max(self.longest_gap_s, now_s - self.last_s)
         self.last_s = now_s

@@ -1,5 +1,7 @@
 """How metrics and differences are put in words and figures, the same everywhere."""
 
+from fairlead.view.tail import TAIL_SHARE
+
 LABELS: dict[str, str] = {
     "ttft_mean_s": "mean TTFT",
     "ttft_p50_s": "p50 TTFT",
@@ -17,6 +19,7 @@ LABELS: dict[str, str] = {
     "retries_mean": "retries per request",
     "prefix_hit_rate": "prefix hit rate",
     "scheduling_delay_p99_s": "p99 scheduling delay",
+    "ttft_worst_mean_s": f"mean TTFT of the worst {100 * TAIL_SHARE:g} %",
 }
 """The short name of each metric."""
 

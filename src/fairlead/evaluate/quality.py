@@ -17,7 +17,7 @@ import numpy as np
 import fairlead.workload
 from fairlead.compiled import source_digest
 from fairlead.errors import FairleadError
-from fairlead.evaluate.contest import METRICS, Contest, Values
+from fairlead.evaluate.contest import NEEDED, Contest, Values
 from fairlead.evaluate.files import write_text
 from fairlead.evaluate.tournament import simulate
 from fairlead.policy.catalogue import Entry, find_router
@@ -151,7 +151,7 @@ def _runs(
         content = {m: [[row[m] for row in by_seed] for by_seed in rows] for m in ALL_METRICS}
         folder.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(content))
-    return {metric: np.array(content[metric], np.float64) for metric in METRICS}
+    return {metric: np.array(content[metric], np.float64) for metric in NEEDED}
 
 
 def _identity(text: str, entry: Entry) -> list[object]:

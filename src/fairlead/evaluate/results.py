@@ -125,6 +125,8 @@ class Row(Record):
     """Absent in files from before there was prefix caching."""
     scheduling_delay_p99_s: float = 0.0
     """From arrival to the first batch; 0 where that was not recorded."""
+    ttft_worst_mean_s: float = 0.0
+    """Absent in files from before the dial weighed the tail."""
 
     def metric(self, name: str) -> float:
         """The metric called `name`."""

@@ -34,6 +34,7 @@ LOWER_IS_BETTER: dict[str, bool] = {
     "retries_mean": True,
     "prefix_hit_rate": False,
     "scheduling_delay_p99_s": True,
+    "ttft_worst_mean_s": True,
 }
 """Which way each metric of `fairlead.simulator.metrics.METRICS` is good."""
 

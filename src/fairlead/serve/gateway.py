@@ -319,10 +319,11 @@ class Gateway:
             else self.prompts.tokens(facts.model, facts.prompt_bytes)
         )
         view = self.decider.view(len(found))
-        self.ledger.write_view(
+        tail = self.ledger.write_view(
             self._row_numbers(found), now, self.settings.scrape.stale_after, view.replicas[0]
         )
         request = view.request[0]
+        request[schema.TTFT_TAIL_S] = tail
         request[schema.PROMPT_TOKENS] = exchange.prompt_estimate
         request[schema.MAX_TOKENS] = facts.max_tokens
         request[schema.EXPECTED_OUTPUT_TOKENS] = self.ledger.expected_output()

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from fairlead.compiled import njit
 from fairlead.view import schema
+from fairlead.view.tail import BINS, forget_and_find, tail_bin
 
 if TYPE_CHECKING:
     from fairlead.serve.scraping import Reading
@@ -67,6 +68,8 @@ class Ledger:
         self.finished = 0
         """Requests whose outputs are in `finished_tokens`."""
         self.finished_tokens = 0.0
+        self.ttft_counts = np.zeros(BINS)
+        """(BINS,): histogram of the TTFTs seen (`view.tail`); answers that are not streamed show none."""
         self._decided = now
         self._iteration = [0.0] * 4  # per row: when its current iteration was first seen
         self._free: list[int] = [3, 2, 1, 0]
@@ -76,6 +79,7 @@ class Ledger:
         self.rows[:] = 1.0  # no capacity is zero
         self.write_view(np.zeros(1, np.int64), self._decided, 1.0, np.zeros((1, schema.NUM_REPLICA_COLUMNS)))
         self.rows[:] = 0.0
+        tail_bin(1.0)
 
     def add(
         self,
@@ -142,6 +146,7 @@ class Ledger:
             cells[row, schema.TTFT_EWMA_S] = (
                 ttft if average == 0.0 else average + TTFT_WEIGHT * (ttft - average)
             )
+            self.ttft_counts[tail_bin(ttft)] += 1.0
         else:
             cells[row, schema.CONTEXT_TOKENS] += tokens
             # Each stream shows the iterations of its replica. One that has shown the current iteration
@@ -210,16 +215,17 @@ class Ledger:
         now: float,
         stale_after: float,
         replicas: npt.NDArray[np.float64],
-    ) -> None:
+    ) -> float:
         """Write the view of now into `replicas` (R, columns), one row for each of the R rows `candidates`.
 
         Readings older than `stale_after` s are left out: the ledger's own counts take their place.
+        Returns where the tail of TTFTs begins, in s (column `ttft_tail_s` of the request).
         """
         blend = 1.0 - math.exp(-(now - self._decided) / LOAD_HORIZON_S)
         self._decided = now
         averages = self.rows[:, schema.IN_FLIGHT_EWMA]
         averages += blend * (self.rows[:, schema.IN_FLIGHT] - averages)
-        _write(
+        return _write(
             self.rows,
             self.scraped_at,
             self.requests,
@@ -228,6 +234,7 @@ class Ledger:
             now,
             stale_after,
             self.expected_output(),
+            self.ttft_counts,
             replicas,
         )
 
@@ -242,8 +249,9 @@ def _write(
     now: float,
     stale_after: float,
     mean: float,
+    ttft_counts: npt.NDArray[np.float64],
     out: npt.NDArray[np.float64],
-) -> None:
+) -> float:
     position = np.full(rows.shape[0], -1)
     for r in range(candidates.shape[0]):
         k = candidates[r]
@@ -293,3 +301,4 @@ def _write(
             to[schema.SCRAPED_PREEMPTIONS] = 0.0
             to[schema.SCRAPED_PREFIX_HIT_RATE] = 0.0
             to[schema.SCRAPE_AGE_S] = 0.0
+    return forget_and_find(ttft_counts)

@@ -219,7 +219,7 @@ class Policy(Section):
     """A heuristic by name, a policy that ships with Fairlead, or an exported one: a file that ends in
     `.onnx`."""
     favor: Dial = DEFAULT_FAVOR
-    """What a trained policy favors: end-to-end latency (0) to time to first token (1)."""
+    """What a trained policy favors: from end-to-end latency (0) to first tokens, above all late ones (1)."""
     on_policy_error: str = "lor"
     """When a policy fails or is too slow: `fail` refuses the request (500), a heuristic's name lets that
     decide."""

@@ -460,10 +460,11 @@ def waiting_areas(state: State, now: npt.NDArray[np.float64], out: npt.NDArray[n
     """Integrals since the last decision of (requests awaiting their first token, requests in system).
 
     `now` (K,) is the time up to which the clusters were advanced; `out` is (K, 3), in request-seconds. Third
-    comes by how much the first tokens of that time came later than the tail of their router began.
+    comes by how much the TTFTs of the first tokens since then exceed where the tail of their router's TTFTs
+    began, as of that router's last view.
     Exact: a count that falls by one at time x contributes (now - x) less than had it not fallen, and one that
-    rises contributes (now - x) more. A request that is lost after its first token takes that event back: it
-    has been waiting for its first token all along.
+    rises contributes (now - x) more. A request that is lost after its first token takes that event back, with
+    what it exceeded the tail by: it has been waiting for its first token all along.
     """
     for c in range(state.clusters.shape[0]):
         cluster = state.clusters[c]

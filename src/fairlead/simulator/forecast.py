@@ -268,7 +268,8 @@ def added_costs(
 ) -> None:
     """Write to `out` (R,) the cost that cluster `c`'s waiting request would add on each replica.
 
-    That of a dead one is infinite. `weights` are those of `view.preference.Weights`. `knows` is what the forecast may use: numbers of `view.privilege`.
+    That of a dead one is infinite. `weights` are (3,), in the order of `view.preference.Weights`. `knows` is
+    what the forecast may use: numbers of `view.privilege`.
     """
     count = out.shape[0]
     cluster = state.clusters[c]

@@ -76,7 +76,8 @@ def saw_first_token(state: State, k: int, c: int, request: Any) -> None:
     router.ttft_counts[tail_bin(ttft)] += 1.0
     cluster.first_tokens += 1
     cluster.first_token_times += request.first_token
-    cluster.tail_excess += max(0.0, request.first_token - request.arrival - router.ttft_tail)
+    request.tail_excess = max(0.0, request.first_token - request.arrival - router.ttft_tail)
+    cluster.tail_excess += request.tail_excess
 
 
 @njit(inline=True)
@@ -265,7 +266,11 @@ def write_view(
 def write_counts(
     state: State, c: int, replicas: npt.NDArray[np.float64], request: npt.NDArray[np.float64]
 ) -> None:
-    """The columns of `write_view` that change only with a first token or a finish, and the static ones."""
+    """The columns of `write_view` that change only with a first token or a finish, and the static ones.
+
+    Where the tail of TTFTs begins is not found anew, since nobody who counts reads it: it is as of the last
+    whole view, or the prior.
+    """
     cluster = state.clusters[c]
     waiting = state.requests[c, cluster.at_hand]
     m = waiting.router
@@ -284,3 +289,4 @@ def write_counts(
     request[schema.MAX_TOKENS] = cluster.max_tokens
     request[schema.EXPECTED_OUTPUT_TOKENS] = expected_output(state.routers[c, m])
     request[schema.SESSION] = waiting.session
+    request[schema.TTFT_TAIL_S] = state.routers[c, m].ttft_tail

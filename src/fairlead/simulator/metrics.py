@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fairlead.errors import FairleadError
 from fairlead.simulator.outcomes import FloatArray, Outcomes
+from fairlead.view.tail import TAIL_SHARE
 
 METRICS: tuple[str, ...] = (
     "ttft_mean_s",
@@ -31,6 +32,7 @@ METRICS: tuple[str, ...] = (
     "retries_mean",
     "prefix_hit_rate",
     "scheduling_delay_p99_s",
+    "ttft_worst_mean_s",
 )
 """The names that `summarise` returns, in this order."""
 
@@ -111,6 +113,16 @@ def arrival_imbalance(outcomes: Outcomes) -> FloatArray:
     return coefficient
 
 
+def worst_mean_s(ttft_s: FloatArray) -> FloatArray:
+    """Mean of the longest TTFTs, `TAIL_SHARE` of them and at least one: (..., N) -> (...).
+
+    The conditional value at risk (Rockafellar and Uryasev 2000): what the tail that the dial weighs costs.
+    """
+    size = max(1, round(TAIL_SHARE * ttft_s.shape[-1]))
+    mean: FloatArray = np.sort(ttft_s, axis=-1)[..., -size:].mean(-1)
+    return mean
+
+
 def _window_s(outcomes: Outcomes, window: slice) -> tuple[float, float]:
     """Start and end of the time in which completions are counted, in seconds."""
     arrival_s = outcomes.arrival_s
@@ -153,7 +165,7 @@ def summarise(
 
     `prefix_hit_rate` is the share of the measured prompt tokens that were found in the prefix cache.
     `scheduling_delay_p99_s` is that of the times from arrival to the first batch. Both are 0 where the run
-    did not record them, as on live servers.
+    did not record them, as on live servers. `ttft_worst_mean_s` is `worst_mean_s`.
 
     Args:
         outcomes: the run.
@@ -195,5 +207,6 @@ def summarise(
         "retries_mean": outcomes.retried[window].mean(),
         "prefix_hit_rate": _hit_rate(outcomes, window),
         "scheduling_delay_p99_s": _scheduling_delay_s(outcomes, window),
+        "ttft_worst_mean_s": float(worst_mean_s(ttft)),
     }
     return {name: float(summary[name]) for name in METRICS}

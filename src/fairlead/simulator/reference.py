@@ -14,7 +14,14 @@ import numpy.typing as npt
 
 from fairlead.errors import FairleadError
 from fairlead.simulator.fleet import Fleet
-from fairlead.simulator.reference_replica import InFlight, Iteration, Replica, ReplicaSpec, Slot
+from fairlead.simulator.reference_replica import (
+    TTFT_EDGES_S,
+    InFlight,
+    Iteration,
+    Replica,
+    ReplicaSpec,
+    Slot,
+)
 from fairlead.simulator.reference_schedulers import make_replica
 from fairlead.view.prefixes import expected_hit, new_memory, remember
 from fairlead.view.schema import NUM_REPLICA_COLUMNS, NUM_REQUEST_COLUMNS, View
@@ -40,6 +47,12 @@ PRIOR_OUTPUT_TOKENS = 256
 """The expected output length starts as if 8 requests of 256 tokens had finished."""
 LEAST_REMAINING_SHARE = 0.3
 """However long a request has run, this share of the expected output is expected to come."""
+TAIL_SHARE = 0.02
+"""Of the recent TTFTs, the longest make up the tail."""
+TAIL_UNKNOWN_S = 1.0
+"""Where it is taken to begin before any first token was seen."""
+TAIL_MEMORY = 1024
+"""At each decision, one part in so many of what was seen is forgotten."""
 
 
 @dataclass(frozen=True)
@@ -162,8 +175,31 @@ class Cluster:
         for r in range(len(self.replicas)):
             average[r] += decay * (len(self.in_flight(r, m)) - average[r])
         rows = [self.row(r, request, now_s) for r in range(len(self.replicas))]
-        columns = [request.estimate, self.max_tokens, self.expected_output_tokens(m), request.session]
+        columns = [
+            request.estimate,
+            self.max_tokens,
+            self.expected_output_tokens(m),
+            request.session,
+            self.ttft_tail_s(m),
+        ]
         return View(np.array([rows], np.float64), np.array([columns], np.float64))
+
+    def ttft_tail_s(self, m: int) -> float:
+        """Where the tail of the TTFTs that router m saw begins, after forgetting; once per decision."""
+        counts = [0.0] * len(TTFT_EDGES_S)
+        for replica in self.replicas:
+            replica.ttft_counts[m] = [n * (1.0 - 1.0 / TAIL_MEMORY) for n in replica.ttft_counts[m]]
+            counts = [n + more for n, more in zip(counts, replica.ttft_counts[m], strict=True)]
+        if not any(counts):
+            return TAIL_UNKNOWN_S
+        wanted = TAIL_SHARE * sum(counts)
+        longer = 0.0
+        for edge_s, n in zip(reversed(TTFT_EDGES_S), reversed(counts), strict=True):
+            if n and longer + n >= wanted:
+                # Of this class, the share that is not in the tail; evenly spread over the logarithm.
+                return float(edge_s * 1.2 ** (1.0 - (wanted - longer) / n))
+            longer += n
+        raise AssertionError("the tail is a part of all")
 
     def in_flight(self, r: int, m: int) -> list[InFlight]:
         """What router m has sent to replica r and not yet seen finished."""

@@ -6,6 +6,7 @@ prose.
 """
 
 import math
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ TTFT_WEIGHT = 0.2
 """Weight of the newest first token in `ttft_ewma_s`."""
 ITL_WEIGHT = 0.05
 """Weight of the newest iteration in `itl_ewma_s`."""
+TTFT_EDGES_S = [0.005 * 1.2**i for i in range(64)]
+"""Where the classes of the histogram of TTFTs begin; a shorter TTFT counts in the first one all the same."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,8 @@ class Replica:
         self.ttft_ewma_s = [0.0] * routers
         self.itl_ewma_s = [0.0] * routers
         """As each router saw it."""
+        self.ttft_counts = [[0.0] * len(TTFT_EDGES_S) for _ in range(routers)]
+        """Histogram of the TTFTs that each router saw; it forgets a little at each decision."""
 
     def submit(self, request: InFlight, now_s: float | None = None) -> None:
         """A request is sent here, by default when it arrives: it joins at the next boundary.
@@ -296,8 +301,10 @@ class Replica:
         request.generated += 1
         if request.generated == 1:
             request.first_token_s = now_s
+            ttft_s = now_s - request.sent_s
             before = self.ttft_ewma_s[request.router]
-            self.ttft_ewma_s[request.router] = ewma(before, now_s - request.sent_s, TTFT_WEIGHT)
+            self.ttft_ewma_s[request.router] = ewma(before, ttft_s, TTFT_WEIGHT)
+            self.ttft_counts[request.router][max(0, bisect_right(TTFT_EDGES_S, ttft_s) - 1)] += 1.0
         if request.generated == request.output_tokens:
             request.finish_s = now_s
             self.leave(request)

@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from fairlead.errors import FairleadError
+from fairlead.evaluate.contest import NEEDED, OBJECTIVE, value
 from fairlead.evaluate.files import RESULTS_FILE
 from fairlead.evaluate.live_gateway import Bounds, check_lengths, shared_model
 from fairlead.evaluate.live_tournament import Plan, run_live_tournament
@@ -32,7 +33,6 @@ from fairlead.train.live_config import LiveConfig
 from fairlead.train.live_env import LiveEnv, LivePlan
 from fairlead.train.run import SCENARIOS_FILE, OnProgress, Say, saved_run, scenarios_text, show
 from fairlead.train.trainer import TrainResult
-from fairlead.view.preference import weights
 from fairlead.workload.requests import Requests
 from fairlead.workload.scenario import Scenario, generate
 
@@ -62,7 +62,7 @@ class LiveResult:
 
     training: TrainResult
     comparison: Comparison | None
-    """Of w_ttft * mean TTFT + w_e2e * mean E2E, the trained policy against the one that it began as."""
+    """Of what the dial weighs, the trained policy against the one that it began as."""
 
 
 def train_live(
@@ -283,11 +283,12 @@ def _compared(
 
 def objective(results: Results, favor: float) -> Comparison:
     """The trained policy against the one that it began as, seed by seed, by what training minimises."""
-    dial = np.array(weights(favor))
 
     def of(router: str) -> list[float]:
         rows = sorted((row for row in results.rows if row.router == router), key=lambda row: row.seed)
-        return [float(dial @ (row.ttft_mean_s, row.e2e_mean_s)) for row in rows]
+        values = {metric: np.array([row.metric(metric) for row in rows]) for metric in NEEDED}
+        costs: list[float] = value(values, OBJECTIVE, favor).tolist()
+        return costs
 
     return compare(of(Path(POLICY_FILE).stem), of(Path(START_FILE).stem), lower_is_better=True)
 
@@ -303,6 +304,6 @@ def in_words(found: Comparison, live: LiveConfig, favor: float) -> str:
         "undecided": f"no difference is shown between {POLICY_FILE} and {start}",
     }[found.verdict]
     return (
-        f"{verdict}: {difference} in the weighted sum of mean TTFT and E2E (dial {favor:g}), on "
+        f"{verdict}: {difference} in what the dial at {favor:g} weighs, on "
         f"{live.comparison_seeds} x {live.comparison_requests} requests that training has not seen"
     )

@@ -30,8 +30,9 @@ from fairlead.serve.server import Server
 from fairlead.serve.settings import GatewaySettings, Policy
 from fairlead.train.rollout import Enough, Observation
 from fairlead.view.features import NUM_FEATURES, features_batch
-from fairlead.view.preference import weights
-from fairlead.view.schema import IN_FLIGHT, View
+from fairlead.view.preference import weights_of
+from fairlead.view.schema import IN_FLIGHT, TTFT_TAIL_S, View
+from fairlead.view.tail import TAIL_PRIOR_S
 from fairlead.workload.requests import Requests
 
 Floats = npt.NDArray[np.float64]
@@ -40,6 +41,7 @@ T = TypeVar("T")
 _ANSWER_S = 60.0  # for an action: far more than it takes
 _LOOK_S = 0.1  # between two looks at whether something has gone wrong
 _START_S = 30.0
+_BOTH = np.array((1.0, 1.0, 0.0))  # without a first token, and in the system
 _STATISTICS = ("requests", "ttft_mean_s", "e2e_mean_s")
 
 
@@ -47,18 +49,21 @@ class Waiting:
     """Request-seconds so far, as the clients feel them; told by the load client as things happen.
 
     The integrals of the number of requests without a first token and of those without a complete answer. Over
-    a whole run they are the sums of all TTFT and of all E2E latencies (Little's law).
+    a whole run they are the sums of all TTFT and of all E2E latencies (Little's law). Third comes by how much
+    the TTFTs exceed `tail_s`.
     """
 
     def __init__(self) -> None:
         """Nothing has been sent."""
-        self.areas: Floats = np.zeros(2)
-        """Of waiting for the first token, and of being in the system: request-seconds."""
+        self.areas: Floats = np.zeros(3)
+        """Of waiting for the first token, of being in the system, and of the tail: request-seconds."""
+        self.tail_s = TAIL_PRIOR_S
+        """Where the tail of TTFTs begins, as of the gateway's last view."""
         self.finished: list[tuple[float, float]] = []
         """TTFT and E2E latency, s, of answers that are complete."""
         self.error = ""
         """What went wrong first."""
-        self._counts = np.zeros(2)
+        self._counts = np.zeros(3)
         self._at_s = time.perf_counter()
 
     def advance(self) -> float:
@@ -71,18 +76,19 @@ class Waiting:
     def came(self, due_s: float) -> None:
         """A request that was due at `due_s` is sent: it has waited since then."""
         late_s = self.advance() - due_s
-        self.areas = self.areas + late_s
-        self._counts += 1.0
+        self.areas = self.areas + late_s * _BOTH
+        self._counts += _BOTH
 
-    def first(self) -> None:
-        """The first token of an answer has come."""
-        self.advance()
+    def first(self, due_s: float) -> None:
+        """The first token of the answer to a request that was due at `due_s` has come."""
+        ttft_s = self.advance() - due_s
         self._counts[0] -= 1.0
+        self.areas = self.areas + np.array((0.0, 0.0, max(0.0, ttft_s - self.tail_s)))
 
     def ended(self, due_s: float, first_s: float, finish_s: float, error: str) -> None:
         """An answer is complete, or will never be."""
         self.advance()
-        self._counts -= (0.0 if first_s == first_s else 1.0, 1.0)
+        self._counts -= (0.0 if first_s == first_s else 1.0, 1.0, 0.0)
         if error:
             self.error = self.error or error
         else:
@@ -138,6 +144,7 @@ class _Asking:
         self._left -= 1
         at_s = self.waiting.advance()
         self.asked.put(_Asked(features_batch(view, self._favor), at_s, self.waiting.areas, last))
+        self.waiting.tail_s = float(view.request[0, TTFT_TAIL_S])
         if last:
             fewest: npt.NDArray[np.int64] = view.replicas[:, :, IN_FLIGHT].argmin(1)
             return fewest
@@ -210,7 +217,7 @@ class LiveEnv:
         self._router = _Asking(replicas)
         self._episode: concurrent.futures.Future[None] | None = None
         self._before: _Asked | None = None
-        self._favor_weights: Floats = np.zeros(2)
+        self._favor_weights: Floats = np.zeros(3)
         self._ends_at = time.monotonic() + 60.0 * plan.bounds.run_minutes - plan.reserve_s
         self._reward_total = np.zeros(0)
         self._loop = uvloop.new_event_loop()
@@ -277,7 +284,7 @@ class LiveEnv:
         lasts_s = float(requests.arrival_s[-1]) / plan.speed
         self._check_time(lasts_s)
         draw = rng.stream(seed, "train", "live", "favor").uniform(*plan.favor)
-        self._favor_weights = np.array(weights(float(draw)))
+        self._favor_weights = np.array(weights_of(float(draw)))
         self._router.begin(plan.steps, float(draw))
         self._episode = asyncio.run_coroutine_threadsafe(self._serve(requests), self._loop)
         self._before = self._next()

@@ -20,6 +20,7 @@ from fairlead.policy.network import NetworkRouter
 from fairlead.simulator.capacity import capacity_rps
 from fairlead.simulator.cluster import Clusters
 from fairlead.simulator.fleet import build_fleet
+from fairlead.simulator.metrics import worst_mean_s
 from fairlead.view.features import features_batch
 from fairlead.view.preference import weights_of
 from fairlead.view.tail import TAIL_SHARE
@@ -31,12 +32,11 @@ Floats = npt.NDArray[np.float64]
 def objective(ttft: Floats, e2e: Floats, weights: Floats) -> Floats:
     """What runs cost per request, (K,): TTFTs and E2Es are (K, N) in s, weights (K, 3).
 
-    The weighted means of TTFT, of E2E and of TTFT beyond the beginning of the run's own tail; the latter is the
-    share of the tail times (its mean - its beginning), plus a constant times its beginning, so that a router
-    does not gain by a tail that begins later (Rockafellar and Uryasev 2000).
+    The weighted sum of mean TTFT, mean E2E and the tail: the share of the worst requests times their mean
+    TTFT. That is the mean of what a TTFT exceeds the beginning of the run's own tail by, plus the share times
+    that beginning, so that a router gains nothing by a tail that begins later (Rockafellar and Uryasev 2000).
     """
-    size = max(1, round(TAIL_SHARE * ttft.shape[1]))
-    tail = TAIL_SHARE * np.sort(ttft, axis=1)[:, -size:].mean(1)
+    tail = TAIL_SHARE * worst_mean_s(ttft)
     cost: Floats = np.einsum("kj,jk->k", weights, np.stack([ttft.mean(1), e2e.mean(1), tail]))
     return cost
 

@@ -22,6 +22,7 @@ from fairlead.simulator.ledger import (
     TTFT_WEIGHT,
 )
 from fairlead.view.schema import REPLICA_COLUMNS, REQUEST_COLUMNS, View
+from fairlead.view.tail import BINS, forget_and_find, tail_bin
 
 
 @dataclass
@@ -74,6 +75,7 @@ class Ledger:
         self.finished_tokens = 0
         self.decided_s = 0.0
         self.scraped_s = 0.0
+        self.ttft_counts = np.zeros(BINS)
 
     def routed(self, number: int, r: int, now_s: float, prompt_tokens: int) -> None:
         """Request `number` goes to replica `r`."""
@@ -89,6 +91,7 @@ class Ledger:
             known.streamed += 1
             if known.streamed == 1:
                 _blend_ttft(replica, now_s - known.arrival_s)
+                self.ttft_counts[tail_bin(now_s - known.arrival_s)] += 1.0
             if request.completed:
                 del replica.in_flight[request.number]
                 replica.restarts += request.num_restarts
@@ -128,6 +131,7 @@ class Ledger:
             "max_tokens": self.fleet.max_tokens,
             "expected_output_tokens": mean,
             "session": session,
+            "ttft_tail_s": forget_and_find(self.ttft_counts),
         }
         return View(np.array([rows]), np.array([_ordered(REQUEST_COLUMNS, request)]))
 

@@ -19,7 +19,7 @@ DEFAULT_FAVOR = 0.5
 
 
 class Weights(NamedTuple):
-    """The objective: ttft * TTFT + e2e * E2E + tail * (TTFT - where the tail begins)+, summed over requests."""
+    """The objective: ttft * TTFT + e2e * E2E + tail * (TTFT - where the tail begins)+, over all requests."""
 
     ttft: float
     e2e: float
@@ -28,7 +28,6 @@ class Weights(NamedTuple):
     def __str__(self) -> str:
         """As `3 TTFT : 1 E2E : 20 tail`."""
         return f"{self.ttft:.3g} TTFT : {self.e2e:.3g} E2E : {self.tail:.3g} tail"
-
 
 
 def check_favor(favor: float) -> float:
