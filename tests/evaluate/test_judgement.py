@@ -148,11 +148,10 @@ def test_unequal_hardware_is_judged_at_the_best_setting_whose_ttft_is_no_higher(
 
 
 def test_what_is_kept_of_a_specialists_gain():
-    heuristics = {"lor": made(10.0, 1e-6, seed=3)}
-    specialist = {DEFAULT_FAVOR: made(8.0, 1e-6, seed=4)}
-    found = judge(
-        contest({DEFAULT_FAVOR: [made(9.0, 1e-6, seed=5)]}, heuristics=heuristics, specialist=specialist)
-    )
+    heuristics = {"lor": made(10.0, 1e-6, p99_ttft=1e-6, seed=3)}
+    specialist = {DEFAULT_FAVOR: made(8.0, 1e-6, p99_ttft=1e-6, seed=4)}
+    learned = {DEFAULT_FAVOR: [made(9.0, 1e-6, p99_ttft=1e-6, seed=5)]}
+    found = judge(contest(learned, heuristics=heuristics, specialist=specialist))
     assert found.kept is not None and found.kept.share is not None
     assert found.kept.specialist_gain == pytest.approx(0.2, abs=0.003)
     assert found.kept.gain == pytest.approx(0.1, abs=0.003)
