@@ -9,7 +9,7 @@ from fairlead.env.single import RouterEnv
 from fairlead.env.vector import RouterVectorEnv
 from fairlead.errors import FairleadError
 from fairlead.view.features import NUM_FEATURES
-from fairlead.view.preference import Weights
+from fairlead.view.preference import Weights, weights_of
 from fairlead.workload.scenario import load_scenario
 
 DEMO = [load_scenario("chat-equal"), load_scenario("chat-unequal")]
@@ -44,7 +44,7 @@ def test_dimensions_come_from_scenario_and_schema(scenario: str, replicas: int) 
 
 
 def test_the_reward_is_the_latency() -> None:
-    """Little: the rewards of a whole run add up to the weighted sum of all TTFT and E2E."""
+    """Little: the rewards of a whole run add up to the weighted sum of all TTFT, E2E and excess."""
     env = small(num_envs=4, group=1, favor=(0.5, 0.5), load=(0.3, 0.3))
     env.reset(seed=0)
     total = np.zeros(4)
@@ -61,7 +61,10 @@ def test_the_reward_is_the_latency() -> None:
             for f in ("first_token", "finish")
         ]
         waits = [(end - rows["arrival"]).sum() for end in ends]
-        assert total[c] == pytest.approx(-(5.0 * waits[0] + waits[1]), rel=1e-9)
+        # By how much the first tokens came later than the tail began then, as test_outages.py proves.
+        waits.append(rows["tail_excess"].sum())
+        assert waits[2] > 0.0
+        assert total[c] == pytest.approx(-(np.array(weights_of(0.5)) @ waits), rel=1e-9)
 
 
 def test_pitfall_06_one_late_request_shows_at_once() -> None:
