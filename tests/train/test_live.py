@@ -22,7 +22,7 @@ from fairlead.serve.settings import GatewaySettings, parse_settings
 from fairlead.train.config import TrainConfig
 from fairlead.train.live import fitted, in_words, objective, train_live
 from fairlead.train.live_config import LiveConfig, with_defaults
-from fairlead.train.live_env import LiveEnv, LivePlan
+from fairlead.train.live_env import LiveEnv, LivePlan, Waiting
 from fairlead.train.rollout import Enough
 from fairlead.train.run import train
 from fairlead.train.trainer import TrainingInterrupted
@@ -301,3 +301,20 @@ def test_as_many_iterations_as_requests_and_time_allow():
     assert fitted(short, rate=2.0).ppo.total_iterations == int((1800 - 1.5 * 1500 / 2) * 2 / 257)
     few = config.model_copy(update={"ppo": config.ppo.model_copy(update={"iterations": 2})})
     assert fitted(few, rate=100.0).ppo.total_iterations == 5
+
+
+def test_what_a_first_token_exceeds_the_tail_by_is_charged_once(monkeypatch):
+    now = [10.0]
+    monkeypatch.setattr("fairlead.train.live_env.time.perf_counter", lambda: now[0])
+    waiting = Waiting()
+    waiting.tail_s = 2.0
+    for due_s in (9.0, 10.0):
+        waiting.came(due_s)
+    now[0] = 11.0
+    waiting.first(9.0)  # after 2 s: no later than the tail begins
+    now[0] = 15.0
+    waiting.first(10.0)  # after 5 s
+    now[0] = 20.0
+    waiting.ended(9.0, 11.0, 20.0, "")
+    waiting.ended(10.0, 15.0, 20.0, "")
+    np.testing.assert_allclose(waiting.areas, [2.0 + 5.0, 11.0 + 10.0, 3.0])
