@@ -114,8 +114,8 @@ def page(
         "",
         "## On unseen requests",
         "",
-        "What the dial weighs (`w_ttft` mean TTFT + mean E2E) against the heuristic that is best at it, as "
-        "geometric "
+        "What the dial weighs (mean E2E, mean TTFT and its tail) against the heuristic that is best at it, "
+        "as geometric "
         "means of paired ratios over the loads: negative is better. In brackets the 95 % interval: over "
         "training "
         "seeds for policies, over evaluation seeds for lookahead; bold where it lies below 0.",

@@ -10,7 +10,7 @@ from fairlead.bench.ablation import ABLATIONS, effect
 from fairlead.bench.runs import train_once
 from fairlead.cli.options import read_settings
 from fairlead.errors import FairleadError
-from fairlead.evaluate.contest import METRICS, Contest, Values
+from fairlead.evaluate.contest import NEEDED, Contest, Values
 from fairlead.train.config import EnvironmentConfig, ImitationConfig, TrainConfig, ValidationConfig
 from fairlead.train.ppo_config import PPOConfig
 from fairlead.view.preference import DEFAULT_FAVOR
@@ -24,7 +24,7 @@ def test_every_variant_is_a_training_that_differs_from_the_default(variant):
 
 
 def values(level: float, noise: np.ndarray) -> Values:
-    return {metric: level * noise for metric in METRICS}
+    return {metric: level * noise for metric in NEEDED}
 
 
 def contest(scenario: str, levels: list[float], noise: np.ndarray) -> Contest:
