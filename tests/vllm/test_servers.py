@@ -67,10 +67,15 @@ def kinds(events: list[Any]) -> list[Any]:
 @ROUTES
 @pytest.mark.parametrize("usage", [False, True], ids=["plain", "usage"])
 def test_streams_have_the_same_events(servers, emulator, path, prompt, usage):
-    body = {**prompt, **LENGTH, **({"stream_options": {"include_usage": True}} if usage else {})}
-    real = list(stream(f"{servers[0].url}{path}", {"model": "tiny", **body}))
-    ours = emulator.during(lambda url: list(stream(f"{url}{path}", {"model": "tiny", **body})))
-    # A token without text, which random weights emit now and then, may have no event of its own.
+    body = {"model": "tiny", **prompt, "max_tokens": 12, "ignore_eos": True}
+    body |= {"stream_options": {"include_usage": True}} if usage else {}
+    for attempt in range(5):
+        real = list(stream(f"{servers[0].url}{path}", body))
+        ours = emulator.during(lambda url: list(stream(f"{url}{path}", body)))
+        # A token without text, which random weights emit now and then, may have no event of its own; and on a
+        # busy machine both servers put several tokens into one, the last of all perhaps into the only one.
+        if kinds(ours) == kinds(real) or attempt == 4:
+            break
     assert kinds(ours) == kinds(real)
 
 

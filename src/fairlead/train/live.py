@@ -205,8 +205,8 @@ def _intent(config: TrainConfig, live: LiveConfig, servers: int, rate: float) ->
     sent = iterations * (steps + 1)
     return (
         f"{iterations} iterations of {steps} decisions on {servers} live servers at {rate:g} requests/s: "
-        f"{sent:,} requests, about {sent / rate / 60:.0f} minutes; then {_comparison_requests(live):,} to "
-        "compare"
+        f"{sent:,} requests, which take {sent / rate / 60:.1f} minutes to come (the last answers of each "
+        f"iteration are waited for); then {_comparison_requests(live):,} to compare"
     )
 
 
