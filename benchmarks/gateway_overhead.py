@@ -11,7 +11,7 @@ between the gateways and the best round of each counts, because other programs o
 it slower.
 
 Ours decides with a policy network: `--policy FILE.onnx`, or an untrained one of the default size (the time
-does not depend on the weights), which needs the `train` extra. `ours (least_work)` is the default heuristic,
+does not depend on the weights), which needs the `train` extra. `ours (least_work)` decides by a heuristic,
 `copy` a bare copying proxy on the same libraries: the floor.
 """
 
@@ -304,7 +304,7 @@ def main() -> None:
             serve += ["--backend", url]
         commands = {
             "ours (network)": lambda port: [*serve, "--policy", str(policy), "--port", str(port)],
-            "ours (least_work)": lambda port: [*serve, "--port", str(port)],
+            "ours (least_work)": lambda port: [*serve, "--policy", "least_work", "--port", str(port)],
             "copy": lambda port: [*pin, *this, "--listen", str(port), "--copy", str(ports[0])],
         }
         for name in filter(None, options.peers.split(",")):

@@ -12,17 +12,9 @@ from typing import TYPE_CHECKING, Protocol
 from fairlead.serve.backend import Backend
 from fairlead.serve.facts import GENERATE, STATELESS, Facts, partial_facts, read_facts
 from fairlead.serve.frontend import Request
+from fairlead.serve.heads import LOAD_FORMAT, passed_on, request_head
 from fairlead.serve.ledger import OTHER, STREAM, WHOLE, Entry, Ledger
-from fairlead.serve.messages import (
-    CONTEXT_HEADERS,
-    HOP_BY_HOP,
-    VIA,
-    Headers,
-    answer,
-    error_body,
-    named_in_connection,
-    status_line,
-)
+from fairlead.serve.messages import VIA, Headers, answer, error_body, status_line
 from fairlead.serve.prompt_tokens import PromptCounter
 from fairlead.serve.scraping import orca_reading
 from fairlead.serve.settings import Limits, Timeouts
@@ -33,16 +25,6 @@ from fairlead.serve.upstream import UpstreamConnection
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-_DROPPED_FROM_REQUEST = HOP_BY_HOP | {
-    b"host",
-    b"content-length",
-    b"x-request-id",
-    b"x-forwarded-for",
-    b"x-forwarded-proto",
-    b"via",
-}
-_DROPPED_WHEN_TRACED = _DROPPED_FROM_REQUEST | CONTEXT_HEADERS
-_DROPPED_FROM_ANSWER = HOP_BY_HOP | {b"content-length", b"x-request-id", b"via"}
 _SAFE_METHODS = (b"GET", b"HEAD", b"OPTIONS")
 _SERVER_ERRORS = (500, 504)
 CLIENT_LEFT = 499
@@ -112,6 +94,7 @@ class Exchange:
         "_filter",
         "_first_at",
         "_gateway",
+        "_head",
         "_last_at",
         "_meter",
         "_parts",
@@ -190,6 +173,7 @@ class Exchange:
         self._meter: EventMeter | None = None
         self._asks = False  # for `usage`, without its client's knowing
         self._filter: TotalsFilter | None = None
+        self._head = b""  # of the answer: sent with the first piece of its body
         self._tail = b""
         self._to_client_chunked = False
         self._stale = False
@@ -296,7 +280,21 @@ class Exchange:
         else:
             length = b"Transfer-Encoding: chunked\r\n"
             self._chunked_up = True
-        head = self._request_head(length)
+        gateway, backend = self._gateway, self.backend
+        assert backend is not None
+        context = None
+        if self.span is not None and gateway.traces is not None:
+            context = gateway.traces.headers(self.span)
+        head = request_head(
+            request,
+            backend,
+            self.request_id,
+            length,
+            keyed=gateway.keyed,
+            orca=gateway.orca,
+            plain=self._asks,
+            context=context,
+        )
         if self._chunked_up:
             connection.write(head)
             if body:
@@ -312,46 +310,6 @@ class Exchange:
     def _send(self, data: bytes) -> None:
         assert self._upstream is not None
         self._upstream.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked_up else data)
-
-    def _request_head(self, length: bytes) -> bytes:
-        backend, request, gateway = self.backend, self.request, self._gateway
-        assert backend is not None
-        lines = [
-            request.method
-            + b" "
-            + backend.prefix
-            + request.target
-            + b" HTTP/1.1\r\nHost: "
-            + backend.authority
-        ]
-        named = named_in_connection(request.headers)
-        forwarded = via = b""
-        dropped = _DROPPED_FROM_REQUEST if self.span is None else _DROPPED_WHEN_TRACED
-        for lower, name, value in request.headers:
-            if lower in dropped:
-                if lower == b"x-forwarded-for":
-                    forwarded += value + b", "
-                elif lower == b"via":
-                    via += value + b", "
-            elif lower == b"authorization" and (gateway.keyed or backend.authorization):
-                pass  # it was meant for the gateway
-            elif self._asks and lower == b"accept-encoding":
-                pass  # events are to be read on the way
-            elif lower not in named:
-                lines.append(name + b": " + value)
-        if backend.authorization:
-            lines.append(b"Authorization: " + backend.authorization)
-        if gateway.orca and not request.header(b"endpoint-load-metrics-format"):
-            lines.append(b"endpoint-load-metrics-format: TEXT")
-        if self.span is not None and gateway.traces is not None:
-            lines += [name + b": " + value for _, name, value in gateway.traces.headers(self.span)]
-        connection = request.connection
-        lines.append(b"X-Request-Id: " + self.request_id)
-        lines.append(b"X-Forwarded-For: " + forwarded + connection.peer)
-        lines.append(b"X-Forwarded-Proto: " + (b"https" if connection.secure else b"http"))
-        lines.append(b"Via: " + via + VIA)
-        lines.append(length + b"\r\n")
-        return b"\r\n".join(lines)
 
     def connect_failed(self, reason: str) -> None:
         """No connection could be made: nothing has been sent, so any request may go elsewhere."""
@@ -382,33 +340,18 @@ class Exchange:
         self.started = True
         if not request.complete:
             request.close = True
-        lines = [status_line(status)]
-        named = named_in_connection(headers)
-        asked = gateway.orca and not request.header(b"endpoint-load-metrics-format")
-        events = encoded = False
-        via = b""
-        for lower, name, value in headers:
-            if lower in _DROPPED_FROM_ANSWER:
-                if lower == b"via":
-                    via += value + b", "
-                continue
-            if lower == b"content-type":
-                events = value.startswith(b"text/event-stream")
-            elif lower == b"content-encoding":
-                encoded = True
-            elif lower == b"endpoint-load-metrics" and gateway.orca:
-                reading = orca_reading(value)
-                if reading is not None:
-                    gateway.ledger.reported(backend.row, *reading, monotonic())
-                if asked:
-                    continue
-            if lower not in named:
-                lines.append(name + b": " + value + b"\r\n")
-        if events and status == 200:
+        asked = gateway.orca and not request.header(LOAD_FORMAT)
+        passed = passed_on(headers, hide_report=asked)
+        if passed.report and gateway.orca:
+            reading = orca_reading(passed.report)
+            if reading is not None:
+                gateway.ledger.reported(backend.row, *reading, monotonic())
+        if passed.events and status == 200:
             self._meter = EventMeter()
-            if self._asks and not encoded:
+            if self._asks and not passed.encoded:
                 self._filter = TotalsFilter()
                 length = -1  # it would be too long
+        lines = [status_line(status), *passed.lines]
         if length >= 0 or self.head_only:
             if length >= 0:
                 lines.append(b"Content-Length: %d\r\n" % length)
@@ -421,13 +364,22 @@ class Exchange:
             lines.append(b"Connection: close\r\n")
         elif request.old:
             lines.append(b"Connection: keep-alive\r\n")
-        lines.append(b"X-Request-Id: " + self.request_id + b"\r\nVia: " + via + VIA + b"\r\n\r\n")
-        request.connection.write(b"".join(lines))
-        self.deadline = monotonic() + gateway.timeouts.idle
+        lines.append(b"X-Request-Id: %b\r\nVia: %b%b\r\n\r\n" % (self.request_id, passed.via, VIA))
+        self._head = b"".join(lines)
 
-    def answer_body(self, data: bytes) -> None:
-        """A piece of the answer: pass it on, then count what was in it."""
-        self._show(data if self._filter is None else self._filter.feed(data))
+    def answer_body(self, data: bytes, last: bool) -> None:
+        """A piece of the answer, empty if only its head has come: pass it on, then count what it brings."""
+        shown = data
+        if self._filter is not None:
+            shown = self._filter.feed(data) + (self._filter.rest() if last else b"")
+        if self._to_client_chunked:
+            shown = b"%x\r\n%b\r\n" % (len(shown), shown) if shown else b""
+            if last:
+                shown += b"0\r\n\r\n"
+        # In one piece: each write is a system call, and wakes the client.
+        out, self._head = self._head + shown, b""
+        if out:
+            self.request.connection.write(out)
         now = monotonic()
         self.deadline = now + self._gateway.timeouts.idle
         meter = self._meter
@@ -447,21 +399,11 @@ class Exchange:
         else:
             self._tail = (self._tail + data)[-TAIL_BYTES:]
 
-    def _show(self, data: bytes) -> None:
-        if data:
-            self.request.connection.write(
-                b"%x\r\n%b\r\n" % (len(data), data) if self._to_client_chunked else data
-            )
-
     def answer_ends(self) -> None:
         """The answer is complete."""
         request, backend = self.request, self.backend
         assert backend is not None and self.facts is not None
         self._upstream = None
-        if self._filter is not None:
-            self._show(self._filter.rest())
-        if self._to_client_chunked:
-            request.connection.write(b"0\r\n\r\n")
         if self.status == 200:
             meter = self._meter
             self.usage = meter.usage if meter is not None else find_usage(self._tail)

@@ -119,25 +119,20 @@ def read_facts(body: bytes, path: bytes) -> Facts:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return unknown(len(body))
     prompt = bytes(parsed.prompt) or bytes(parsed.messages) or bytes(parsed.input)
-    size = (
-        len(prompt) + len(bytes(parsed.system)) + len(bytes(parsed.instructions)) + len(bytes(parsed.tools))
-    )
-    limit = next(
-        (
-            each
-            for each in (parsed.max_completion_tokens, parsed.max_tokens, parsed.max_output_tokens)
-            if type(each) is int and each > 0
-        ),
-        0,
-    )
-    session = next(
-        (
-            each
-            for each in (parsed.session_id, parsed.prompt_cache_key, parsed.user)
-            if type(each) is str and each
-        ),
-        "",
-    )
+    size = len(prompt)
+    for beside in (parsed.system, parsed.instructions, parsed.tools):
+        if beside is not _NOTHING:
+            size += len(bytes(beside))
+    limit = 0
+    for given in (parsed.max_completion_tokens, parsed.max_tokens, parsed.max_output_tokens):
+        if type(given) is int and given > 0:
+            limit = given
+            break
+    session = ""
+    for name in (parsed.session_id, parsed.prompt_cache_key, parsed.user):
+        if type(name) is str and name:
+            session = name
+            break
     return Facts(
         parsed.model if type(parsed.model) is str else "",
         parsed.stream is True,

@@ -48,7 +48,7 @@ class _Fetch:
     def answer_begins(self, status: int, headers: Headers, length: int) -> None:
         self.status, self.headers = status, headers
 
-    def answer_body(self, data: bytes) -> None:
+    def answer_body(self, data: bytes, last: bool) -> None:
         self._size += len(data)
         self._pieces.append(data)
         if self._size > MAX_BYTES:

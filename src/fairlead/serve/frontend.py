@@ -15,6 +15,8 @@ import httptools
 from fairlead.serve.messages import Headers, answer, error_body
 from fairlead.serve.settings import Limits, Timeouts
 
+_EXAMINED = frozenset((b"content-length", b"transfer-encoding", b"host", b"expect"))
+
 LINGER_S = 2.0
 """After an answer that ends a connection, the rest of the client's bytes is thrown away for this long, so
 that a reset does not overtake the answer."""
@@ -401,6 +403,8 @@ class ClientConnection(asyncio.Protocol):
         size = len(request.target)
         for lower, name, value in request.headers:
             size += len(name) + len(value) + 4
+            if lower not in _EXAMINED:
+                continue
             if lower == b"content-length":
                 request.length = int(value)
             elif lower == b"transfer-encoding":

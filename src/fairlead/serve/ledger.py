@@ -64,6 +64,7 @@ class Ledger:
         """(capacity,): when each backend was last scraped, s."""
         self.requests = np.zeros((64, 6))
         """(capacity, 6): requests in flight; the first `len(entries)` are used."""
+        self._asked: Any = self.requests.data  # the same memory
         self.entries: list[Entry] = []
         self.finished = 0
         """Requests whose outputs are in `finished_tokens`."""
@@ -123,9 +124,12 @@ class Ledger:
         slot = len(self.entries)
         if slot == len(self.requests):
             self.requests = np.concatenate([self.requests, np.zeros_like(self.requests)])
+            self._asked = self.requests.data
         entry = Entry(row, slot, prompt, sent, kind, prompt - hit)
         self.entries.append(entry)
-        self.requests[slot] = (row, sent, prompt, 0.0, kind, prompt - hit)
+        asked = self._asked
+        asked[slot, ROW], asked[slot, SENT], asked[slot, PROMPT] = row, sent, prompt
+        asked[slot, STREAMED], asked[slot, KIND], asked[slot, PENDING] = 0.0, kind, prompt - hit
         cells = self._cells
         cells[row, schema.IN_FLIGHT] += 1.0
         cells[row, schema.AWAITING_FIRST_TOKEN] += 1.0
@@ -160,7 +164,7 @@ class Ledger:
                 )
         entry.last = now
         entry.streamed += tokens
-        self.requests[entry.slot, STREAMED] = entry.streamed
+        self._asked[entry.slot, STREAMED] = entry.streamed
 
     def finished_with(self, entry: Entry, tokens: int) -> None:
         """The answer is complete and had `tokens` tokens (0: unknown, or nothing was generated)."""
@@ -223,8 +227,6 @@ class Ledger:
         """
         blend = 1.0 - math.exp(-(now - self._decided) / LOAD_HORIZON_S)
         self._decided = now
-        averages = self.rows[:, schema.IN_FLIGHT_EWMA]
-        averages += blend * (self.rows[:, schema.IN_FLIGHT] - averages)
         return _write(
             self.rows,
             self.scraped_at,
@@ -235,6 +237,7 @@ class Ledger:
             stale_after,
             self.expected_output(),
             self.ttft_counts,
+            blend,
             replicas,
         )
 
@@ -250,8 +253,11 @@ def _write(
     stale_after: float,
     mean: float,
     ttft_counts: npt.NDArray[np.float64],
+    blend: float,
     out: npt.NDArray[np.float64],
 ) -> float:
+    for k in range(rows.shape[0]):
+        rows[k, schema.IN_FLIGHT_EWMA] += blend * (rows[k, schema.IN_FLIGHT] - rows[k, schema.IN_FLIGHT_EWMA])
     position = np.full(rows.shape[0], -1)
     for r in range(candidates.shape[0]):
         k = candidates[r]

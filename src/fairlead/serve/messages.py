@@ -35,6 +35,10 @@ _LINES = {
 }
 
 
+_NONE: frozenset[bytes] = frozenset()
+_NEVER_NAMED = {b"close", b"keep-alive", b"host", b"content-length", b"content-type", b"authorization"}
+
+
 def status_line(status: int) -> bytes:
     """The first line of an answer, with its line end."""
     return _LINES.get(status) or b"HTTP/1.1 %d Unknown\r\n" % status
@@ -42,12 +46,11 @@ def status_line(status: int) -> bytes:
 
 def named_in_connection(headers: Headers) -> frozenset[bytes]:
     """The further headers that a `Connection` header declares hop-by-hop."""
-    names: set[bytes] = set()
+    names = _NONE
     for lower, _, value in headers:
-        if lower == b"connection":
-            names.update(part.strip().lower() for part in value.split(b","))
-    names -= {b"close", b"keep-alive"}
-    return frozenset(names) - {b"host", b"content-length", b"content-type", b"authorization"}
+        if lower == b"connection" and value != b"keep-alive":
+            names |= {part.strip().lower() for part in value.split(b",")}
+    return names - _NEVER_NAMED if names else names
 
 
 def error_body(status: int, message: str, kind: str) -> bytes:

@@ -36,8 +36,8 @@ class Caller(Protocol):
     def answer_begins(self, status: int, headers: Headers, length: int) -> None:
         """The head of the answer; `length` of the body, -1 if it is not declared."""
 
-    def answer_body(self, data: bytes) -> None:
-        """A piece of the body of the answer."""
+    def answer_body(self, data: bytes, last: bool) -> None:
+        """What one read brought of the body, nothing perhaps; `last`: the body is complete."""
 
     def answer_ends(self) -> None:
         """The answer is complete."""
@@ -170,9 +170,9 @@ class UpstreamConnection(asyncio.Protocol):
             self._break("the backend switched protocols")
             return
         except httptools.HttpParserError:
-            if self._begun and not self._answered:
-                self._flush()  # what came before is good
             if not self._answered:
+                if self._begun:
+                    self._flush()  # what came before is good
                 self._break("malformed answer")
                 return
             self._closes = True  # complete, with something behind it
@@ -251,10 +251,10 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _flush(self) -> None:
         """Pass on what one read brought, as one piece."""
-        if self._pieces and self._caller is not None:
+        if self._caller is not None:
             data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
             self._pieces = []
-            self._caller.answer_body(data)
+            self._caller.answer_body(data, self._answered)
 
     def _done(self) -> None:
         caller, self._caller = self._caller, None
@@ -271,6 +271,7 @@ class UpstreamConnection(asyncio.Protocol):
     def _lost(self) -> None:
         """The backend closed while somebody waits."""
         if self._begun and self._to_close:  # the end of a body without a declared length
+            self._answered = True
             self._flush()
             self._done()
             return

@@ -1,0 +1,124 @@
+"""The heads of requests and answers on their way through: which headers are passed on, which are added."""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from fairlead.serve.messages import CONTEXT_HEADERS, HOP_BY_HOP, VIA, Headers, named_in_connection
+
+if TYPE_CHECKING:
+    from fairlead.serve.backend import Backend
+    from fairlead.serve.frontend import Request
+
+_DROPPED_FROM_REQUEST = HOP_BY_HOP | {
+    b"host",
+    b"content-length",
+    b"x-request-id",
+    b"x-forwarded-for",
+    b"x-forwarded-proto",
+    b"via",
+}
+_DROPPED_WHEN_TRACED = _DROPPED_FROM_REQUEST | CONTEXT_HEADERS
+_DROPPED_FROM_ANSWER = HOP_BY_HOP | {b"content-length", b"x-request-id", b"via"}
+
+LOAD_FORMAT = b"endpoint-load-metrics-format"
+"""The header by which a backend is asked for a load report (ORCA)."""
+
+
+def request_head(
+    request: "Request",
+    backend: "Backend",
+    request_id: bytes,
+    length: bytes,
+    *,
+    keyed: bool,
+    orca: bool,
+    plain: bool,
+    context: Headers | None,
+) -> bytes:
+    """What `backend` is sent before the body.
+
+    Args:
+        request: of the client.
+        backend: where it goes.
+        request_id: by which both sides may find it again.
+        length: the line that says how long the body is, with its line end; empty: there is none.
+        keyed: the client's `Authorization` was meant for the gateway.
+        orca: ask for a load report.
+        plain: the answer must not be compressed: its events are to be read on the way.
+        context: headers that say which trace it belongs to; None: it is not traced.
+    """
+    target = backend.prefix + request.target
+    lines = [b"%b %b HTTP/1.1\r\nHost: %b" % (request.method, target, backend.authority)]
+    named = named_in_connection(request.headers)
+    forwarded = via = b""
+    dropped = _DROPPED_FROM_REQUEST if context is None else _DROPPED_WHEN_TRACED
+    for lower, name, value in request.headers:
+        if lower in dropped:
+            if lower == b"x-forwarded-for":
+                forwarded += value + b", "
+            elif lower == b"via":
+                via += value + b", "
+        elif lower == b"authorization" and (keyed or backend.authorization):
+            pass  # it was meant for the gateway
+        elif plain and lower == b"accept-encoding":
+            pass
+        elif lower not in named:
+            lines.append(name + b": " + value)
+    if backend.authorization:
+        lines.append(b"Authorization: " + backend.authorization)
+    if orca and not request.header(LOAD_FORMAT):
+        lines.append(LOAD_FORMAT + b": TEXT")
+    for _, name, value in context or ():
+        lines.append(name + b": " + value)
+    connection = request.connection
+    lines.append(
+        b"X-Request-Id: %b\r\nX-Forwarded-For: %b%b\r\nX-Forwarded-Proto: %b\r\nVia: %b%b\r\n%b\r\n"
+        % (
+            request_id,
+            forwarded,
+            connection.peer,
+            b"https" if connection.secure else b"http",
+            via,
+            VIA,
+            length,
+        )
+    )
+    return b"\r\n".join(lines)
+
+
+class Passed(NamedTuple):
+    """What is passed on of an answer's headers, and what they say."""
+
+    lines: list[bytes]
+    """Each with its line end."""
+    via: bytes
+    """Who has passed it on before, with a comma after each."""
+    events: bool
+    """The body is a stream of events."""
+    encoded: bool
+    """The body is compressed."""
+    report: bytes
+    """The backend's load report (ORCA); empty if there is none."""
+
+
+def passed_on(headers: Headers, *, hide_report: bool) -> Passed:
+    """Read an answer's `headers`; `hide_report`: its load report is for the gateway alone."""
+    lines = []
+    named = named_in_connection(headers)
+    events = encoded = False
+    via = report = b""
+    for lower, name, value in headers:
+        if lower in _DROPPED_FROM_ANSWER:
+            if lower == b"via":
+                via += value + b", "
+            continue
+        if lower == b"content-type":
+            events = value.startswith(b"text/event-stream")
+        elif lower == b"content-encoding":
+            encoded = True
+        elif lower == b"endpoint-load-metrics":
+            report = value
+            if hide_report:
+                continue
+        if lower not in named:
+            lines.append(name + b": " + value + b"\r\n")
+    return Passed(lines, via, events, encoded, report)
