@@ -8,13 +8,11 @@ import asyncio
 import hmac
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from time import monotonic
 from typing import Any
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
 from fairlead import rng
 from fairlead.errors import FairleadError
@@ -22,18 +20,19 @@ from fairlead.serve.backend import Backend
 from fairlead.serve.decisions import Decider, PolicyFailed
 from fairlead.serve.descriptors import most_connections
 from fairlead.serve.exchange import Exchange
-from fairlead.serve.facts import session_number
 from fairlead.serve.frontend import ClientConnection, Request, Sink
 from fairlead.serve.ledger import Ledger
-from fairlead.serve.logs import EventLog, JsonLines, timestamp
-from fairlead.serve.messages import answer, error_body
+from fairlead.serve.local import LocalAnswer
+from fairlead.serve.logs import EventLog, JsonLines
+from fairlead.serve.messages import error_body
 from fairlead.serve.metrics import exposition
-from fairlead.serve.prefixes import CHUNK_BYTES, NO_KEYS, Prefixes, chunk_keys
+from fairlead.serve.placement import Placement
+from fairlead.serve.prefixes import Prefixes
 from fairlead.serve.prompt_tokens import PromptCounter
+from fairlead.serve.records import decision_record, request_record
 from fairlead.serve.settings import BackendSettings, GatewaySettings
 from fairlead.serve.tokens import PromptEstimate
 from fairlead.serve.traces import Tracing
-from fairlead.view import schema
 
 FORWARDED = (
     b"/v1/",
@@ -48,46 +47,6 @@ FORWARDED = (
 """Paths that are passed on; the rest is the gateway's own."""
 READ_BEFORE_REFUSING = 65_536
 """A refused request with a smaller body is read to its end, so that the connection can be kept."""
-
-
-class LocalAnswer:
-    """An answer of the gateway's own: given when the whole request has been read."""
-
-    def __init__(
-        self, request: Request, make: Callable[[], tuple[int, bytes, bytes]], request_id: bytes
-    ) -> None:
-        """`make` gives status, content type and body when the time has come."""
-        self._request = request
-        self._make = make
-        self._id = request_id
-
-    def body(self, data: bytes) -> None:
-        """Not read."""
-
-    def end(self) -> None:
-        """Answer."""
-        request = self._request
-        status, content_type, body = self._make()
-        headers = [(b"X-Request-Id", self._id)]
-        if status == 401:
-            headers.append((b"WWW-Authenticate", b"Bearer"))
-        request.connection.write(
-            answer(
-                status,
-                body,
-                content_type=content_type,
-                headers=headers,
-                close=request.close or not request.complete,
-                head_only=request.method == b"HEAD",
-            )
-        )
-        request.connection.answered(request)
-
-    def client_left(self) -> None:
-        """Nothing was done."""
-
-    def client_slow(self, slow: bool) -> None:
-        """It is small."""
 
 
 class Gateway:
@@ -111,6 +70,7 @@ class Gateway:
         self.prefixes = Prefixes(settings.prefixes.chunks)
         self.decider = Decider(settings.policy)
         self.prompts = PromptEstimate(settings.tokens.bytes_per_token)
+        self.placement = Placement(self.ledger, self.prefixes, self.decider, self.prompts)
         self.counter: PromptCounter | None = None
         self.backends: list[Backend] = []
         self.queue: deque[Exchange] = deque()
@@ -129,7 +89,6 @@ class Gateway:
         self._random = rng.stream(settings.policy.seed, "gateway", "slow return")
         self._id_prefix = os.urandom(6).hex().encode()
         self._id_count = 0
-        self._rows: dict[tuple[int, ...], npt.NDArray[np.int64]] = {}
         self._releasing = False
         self._count_with(self._new_counter(settings))
         self._apply(settings)
@@ -312,52 +271,17 @@ class Gateway:
             else:
                 self._wait(exchange, now)
             return None
-        exchange.decided = now
-        exchange.prompt_estimate = (
-            facts.prompt_tokens
-            if facts.prompt_tokens >= 0
-            else self.prompts.tokens(facts.model, facts.prompt_bytes)
-        )
-        view = self.decider.view(len(found))
-        tail = self.ledger.write_view(
-            self._row_numbers(found), now, self.settings.scrape.stale_after, view.replicas[0]
-        )
-        request = view.request[0]
-        request[schema.TTFT_TAIL_S] = tail
-        request[schema.PROMPT_TOKENS] = exchange.prompt_estimate
-        request[schema.MAX_TOKENS] = facts.max_tokens
-        request[schema.EXPECTED_OUTPUT_TOKENS] = self.ledger.expected_output()
-        request[schema.SESSION] = session_number(facts.session)
-        keys = chunk_keys(facts.prompt) if len(facts.prompt) >= CHUNK_BYTES else NO_KEYS
-        if len(keys):
-            tokens_per_chunk = CHUNK_BYTES * exchange.prompt_estimate / max(1, facts.prompt_bytes)
-            most = exchange.prompt_estimate - 1.0
-            self.prefixes.hits(self._row_numbers(found), keys, tokens_per_chunk, most, view.replicas[0])
         try:
-            choice = self.decider.choose(view, now)
+            return self.placement.choose(
+                exchange,
+                found,
+                now,
+                stale_after=self.settings.scrape.stale_after,
+                keep_view=self.decisions_log is not None,
+            )
         except PolicyFailed as failure:
             exchange.fail(500, f"the routing policy failed: {failure}", "policy")
             return None
-        exchange.by = choice.by
-        exchange.decision_s = choice.seconds
-        if self.decider.shadow is not None:
-            shadow = self.decider.compare(view)
-            self.decider.shadow_agreed += shadow == choice.row
-            exchange.shadow = found[shadow].name if 0 <= shadow < len(found) else ""
-        if self.decisions_log is not None:
-            exchange.logged = [
-                [backend.name for backend in found],
-                view.replicas[0].tolist(),
-                request.tolist(),
-                round(choice.seconds, 7),
-            ]
-        chosen = found[choice.row]
-        exchange.expected_hit = 0.0
-        if len(keys):
-            exchange.expected_hit = float(view.replicas[0, choice.row, schema.EXPECTED_PREFIX_HIT_TOKENS])
-            if chosen.reading is None or chosen.reading.caches_prefixes:
-                self.prefixes.sent(chosen.row, keys)
-        return chosen
 
     def _admitting(self, found: list[Backend], now: float) -> list[Backend]:
         """Of these, the backends under their limit; one that has just returned only now and then."""
@@ -365,15 +289,6 @@ class Gateway:
         slow = self.settings.health.slow_return_s
         offered = [each for each in free if each.share(now, slow) > self._random.random()]
         return offered or free
-
-    def _row_numbers(self, found: list[Backend]) -> npt.NDArray[np.int64]:
-        key = tuple([backend.row for backend in found])
-        rows = self._rows.get(key)
-        if rows is None:
-            if len(self._rows) > 1000:
-                self._rows.clear()
-            rows = self._rows[key] = np.array(key, np.int64)
-        return rows
 
     # The queue.
 
@@ -445,59 +360,12 @@ class Gateway:
         if exchange.span is not None and self.traces is not None:
             self.traces.end(exchange.span, exchange, backend, key[0])
         if self.requests_log is not None:
-            self.requests_log.write(self._request_line(exchange, backend, path))
+            self.requests_log.write(request_record(exchange, backend))
         if self.decisions_log is not None and exchange.logged is not None:
-            self.decisions_log.write(self._decision_line(exchange, backend))
+            self.decisions_log.write(decision_record(exchange, backend, self.started_at))
         if backend is not None and backend.leaving:
             # Its own count is lowered only after this.
             asyncio.get_running_loop().call_soon(self._forget_drained, backend)
-
-    def _request_line(self, exchange: Exchange, backend: Backend | None, path: str) -> dict[str, object]:
-        request, facts = exchange.request, exchange.facts
-        return {
-            "time": timestamp(),
-            "id": exchange.request_id.decode("latin-1"),
-            "client": request.connection.peer.decode("latin-1"),
-            "method": request.method.decode("latin-1"),
-            "path": path,
-            "model": facts.model if facts is not None else "",
-            "status": exchange.status,
-            "outcome": exchange.outcome,
-            "backend": backend.name if backend is not None else None,
-            "policy": exchange.by,
-            "attempts": exchange.attempts,
-            "prompt_tokens": exchange.usage.prompt_tokens if exchange.usage else exchange.prompt_estimate,
-            "output_tokens": exchange.output_tokens,
-            "ttft_s": round(exchange.ttft, 6),
-            "e2e_s": round(monotonic() - request.arrived, 6),
-        }
-
-    def _decision_line(self, exchange: Exchange, backend: Backend | None) -> dict[str, object]:
-        names, replicas, view_request, seconds = exchange.logged or [[], [], [], 0.0]
-        facts, usage = exchange.facts, exchange.usage
-        assert facts is not None
-        return {
-            "at_s": round(exchange.request.arrived - self.started_at, 6),
-            "time": timestamp(),
-            "id": exchange.request_id.decode("latin-1"),
-            "schema": schema.schema_hash(()),
-            "model": facts.model,
-            "session": session_number(facts.session),
-            "backends": names,
-            "replicas": replicas,
-            "request": view_request,
-            "policy": exchange.by,
-            "choice": backend.name if backend is not None else None,
-            "shadow": exchange.shadow or None,
-            "decision_s": seconds,
-            "attempts": exchange.attempts,
-            "status": exchange.status,
-            "outcome": exchange.outcome,
-            "prompt_tokens": usage.prompt_tokens if usage and usage.prompt_tokens >= 0 else None,
-            "output_tokens": exchange.output_tokens,
-            "ttft_s": round(exchange.ttft, 6),
-            "e2e_s": round(monotonic() - exchange.request.arrived, 6),
-        }
 
     # The gateway's own answers.
 
