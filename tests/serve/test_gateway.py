@@ -5,6 +5,8 @@ import json
 
 import pytest
 
+from fairlead.serve.frontend import ClientConnection
+
 
 def test_a_completion_comes_back_as_the_backend_gave_it(play, prompt):
     async def scene(world):
@@ -470,5 +472,50 @@ def test_hundreds_of_requests_at_once(play, prompt):
         assert sum(each.ended for each in world.backends) == 400
         assert world.answered == 400
         assert all(len(each.requests) > 100 for each in world.backends)
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    "framing", [b"Content-Length: 2\r\n\r\n{}", b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"]
+)
+def test_an_answer_that_comes_in_one_piece_is_passed_on_in_one(play, prompt, monkeypatch, framing):
+    async def behave(backend, client, asked):
+        client.send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n" + framing)
+        return True
+
+    written = []
+    write = ClientConnection.write
+    monkeypatch.setattr(
+        ClientConnection, "write", lambda self, data: written.append(data) or write(self, data)
+    )
+
+    async def scene(world):
+        for backend in world.backends:
+            backend.behave = behave
+        assert (await world.ask(body=prompt)).body == b"{}"
+        assert len(written) == 1
+
+    play(scene)
+
+
+def test_the_head_of_an_answer_does_not_wait_for_its_body(play, prompt):
+    seen = asyncio.Event()
+
+    async def behave(backend, client, asked):
+        client.send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n")
+        await seen.wait()
+        client.send(b"{}")
+        return True
+
+    async def scene(world):
+        for backend in world.backends:
+            backend.behave = behave
+        client = await world.client()
+        client.request("/v1/completions", prompt)
+        status, headers = await client.head()
+        assert (status, headers["content-length"]) == (200, "2")
+        seen.set()
+        assert await client.reader.readexactly(2) == b"{}"
 
     play(scene)
