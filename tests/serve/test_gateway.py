@@ -486,9 +486,12 @@ def test_an_answer_that_comes_in_one_piece_is_passed_on_in_one(play, prompt, mon
 
     written = []
     write = ClientConnection.write
-    monkeypatch.setattr(
-        ClientConnection, "write", lambda self, data: written.append(data) or write(self, data)
-    )
+
+    def counted(self, data):
+        written.append(data)
+        write(self, data)
+
+    monkeypatch.setattr(ClientConnection, "write", counted)
 
     async def scene(world):
         for backend in world.backends:
