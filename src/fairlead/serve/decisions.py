@@ -11,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fairlead.errors import FairleadError
+from fairlead.policy import forward
 from fairlead.policy.catalogue import find_router
 from fairlead.policy.router import Router
 from fairlead.serve.backend import Histogram
 from fairlead.serve.settings import Policy
+from fairlead.view.features import features_batch
 from fairlead.view.schema import NUM_REPLICA_COLUMNS, NUM_REQUEST_COLUMNS, View
 
 DECISION_BUCKETS = (
@@ -72,6 +74,14 @@ def _warm(router: Router) -> None:
         router.route(View(np.ones((1, count, NUM_REPLICA_COLUMNS)), np.ones((1, NUM_REQUEST_COLUMNS))))
 
 
+def warm_learned() -> None:
+    """Compile what trained policies are run by: one that is switched to in traffic must not halt it."""
+    features_batch(View(np.ones((1, 1, NUM_REPLICA_COLUMNS)), np.ones((1, NUM_REQUEST_COLUMNS))), 0.5)
+    weights = np.zeros(9, np.float32)  # 1 feature -> 2 -> 1 -> 1, with biases
+    smallest = forward.Actor(weights, np.ones(1, np.float32), 0, 2, 1, False, 0, 0, 1, -1)
+    forward.logits(smallest, np.ones((1, 1, 1), np.float32))
+
+
 class Routers(NamedTuple):
     """What decides, what stands in for it, what only watches."""
 
@@ -113,6 +123,7 @@ class Decider:
         self.shadow_agreed = 0
         self.shadow_errors = 0
         self._views: dict[int, View] = {}
+        warm_learned()
         self.replace(settings)
 
     def replace(self, settings: Policy) -> None:
