@@ -57,6 +57,45 @@ def test_errors_of_the_servers_reach_the_client(front, servers):
     assert (status, answer["error"]["param"]) == (400, "max_tokens")
 
 
+HI = [{"role": "user", "content": "hi"}]
+PATHS: dict[str, dict[str, object]] = {
+    "/v1/responses": {"input": "hi there", "max_output_tokens": 12},
+    "/v1/messages": {"messages": HI, "max_tokens": 12},
+    "/v1/embeddings": {"input": "hi there"},
+    "/tokenize": {"prompt": "hi there"},
+    "/detokenize": {"tokens": [30, 31, 32]},
+    "/v1/rerank": {"query": "hi", "documents": ["there"]},
+    "/v1/nothing": {},
+}
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_every_path_answers_as_the_server_does(front, servers, path):
+    body: dict[str, object] = {"model": "tiny", **PATHS[path]}
+    direct, _, expected = post(f"{servers[0].url}{path}", body)
+    status, _, answer = post(f"{front.url}{path}", body)
+    assert (status, set(answer)) == (direct, set(expected))
+    if path in ("/v1/responses", "/v1/messages", "/tokenize", "/detokenize"):
+        assert status == 200
+
+
+def test_tokens_of_every_kind_of_stream_are_counted(front, servers):
+    """The gateway's count is that of the servers, whichever API streams."""
+
+    def counted() -> float:
+        return metric(get(f"{front.url}/metrics"), "fairlead_backend_output_tokens_total")
+
+    def generated() -> float:
+        return sum(metric(get(f"{server.url}/metrics"), "vllm:generation_tokens_total") for server in servers)
+
+    for path in ("/v1/responses", "/v1/messages"):
+        before = counted(), generated()
+        events = list(stream(f"{front.url}{path}", {"model": "tiny", **PATHS[path]}))
+        assert len(events) > 3
+        assert wait_for(lambda before=before: counted() > before[0])
+        assert counted() - before[0] == generated() - before[1] > 0
+
+
 def test_a_client_that_leaves_frees_the_server(front, servers):
     events = stream(f"{front.url}/v1/completions", LONG)
     next(events)
