@@ -145,6 +145,8 @@ def test_a_policy_is_tuned_and_compared_with_what_it_was(scenario, urls, start, 
     OnnxRouter(out / "policy.onnx")
     log = (out / "training.csv").read_text(encoding="utf-8").splitlines()
     assert len(log) == 4 and "live/ttft_mean_s" in log[0] and "actions/replica_1" in log[0]
+    answered = log[0].split(",").index("live/requests")
+    assert [float(line.split(",")[answered]) for line in log[1:]] == [25.0] * 3  # every answer was waited for
     results = load_results(out / "comparison")
     assert results.configuration.router_names == ["start", "policy", "least_work"]
     assert result.comparison == objective(results, 0.5)

@@ -368,7 +368,12 @@ class LiveEnv:
         return tuple(f"live/{name}" for name in _STATISTICS)
 
     def take_statistics(self) -> tuple[dict[str, float], Floats]:
-        """What has been answered of this episode so far, and the rewards since the last call."""
+        """What the requests of the episode felt, and the rewards since the last call.
+
+        After its last decision this waits for all answers: those that come first are not like the others.
+        """
+        if self._before is not None and self._before.last and self._episode is not None:
+            self._wait_for_answers(self._episode)
         finished = np.array(self._router.waiting.finished or [(np.nan, np.nan)]) * self._plan.speed
         numbers = [float(len(self._router.waiting.finished)), *(float(each) for each in finished.mean(0))]
         totals, self._reward_total = self._reward_total, np.zeros(0)
