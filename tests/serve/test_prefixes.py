@@ -1,9 +1,15 @@
 """What the gateway believes to be cached where."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from fairlead.serve.prefixes import CHUNK_BYTES, Prefixes, chunk_keys
+from fairlead.serve.prefixes import CHUNK_BYTES, MAX_CHUNKS, Prefixes, chunk_keys
 from fairlead.view import schema
 
 
@@ -48,6 +54,54 @@ def test_memory_is_bounded():
     for i in range(500):
         prefixes.sent(0, chunk_keys(f"{i} ".encode() * 500))
     assert prefixes._memory.sent_keys.size == 4 * 64
+
+
+def plain_keys(prompt):
+    """Keys that are equal where those of `chunk_keys` are."""
+    keys, key = [], 0
+    for end in range(CHUNK_BYTES, min(len(prompt), MAX_CHUNKS * CHUNK_BYTES) + 1, CHUNK_BYTES):
+        key = hash((key, prompt[end - CHUNK_BYTES : end]))
+        keys.append(key)
+    return keys
+
+
+PLACES = st.integers(0, 4 * CHUNK_BYTES)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(PLACES, st.binary(max_size=9), PLACES), max_size=8))
+def test_keys_are_equal_where_the_plain_ones_are(changes):
+    """Prompts that differ in a few bytes, in their lengths, or not at all."""
+    base = bytes(range(256)) * 4 * (CHUNK_BYTES // 256)
+    changed = [(base[:at] + new + base[at + len(new) :])[:length] for at, new, length in changes]
+    prompts = [base, *changed]
+    keys = [chunk_keys(prompt).tolist() for prompt in prompts]
+    plain = [plain_keys(prompt) for prompt in prompts]
+    assert [len(each) for each in keys] == [len(each) for each in plain]
+    pairs = {(one, other) for a, b in zip(keys, plain, strict=True) for one, other in zip(a, b, strict=True)}
+    assert len(pairs) == len({one for one, _ in pairs}) == len({other for _, other in pairs})
+
+
+def test_only_the_beginning_of_a_long_prompt_has_keys():
+    long = b"x" * (MAX_CHUNKS + 2) * CHUNK_BYTES
+    assert len(chunk_keys(long)) == len(plain_keys(long)) == MAX_CHUNKS
+    assert chunk_keys(b"x" * (CHUNK_BYTES - 1)).shape == (0,)
+
+
+@pytest.mark.skipif(sys.hash_info.algorithm != "siphash13", reason="Python was built with another hash")
+def test_keys_are_the_hashes_of_prefixes():
+    """Python hashes bytes by SipHash-1-3 as well, and without a seed by the secret 0."""
+    prompt = bytes(i * i % 251 for i in range(5 * CHUNK_BYTES + 100))
+    code = f"p = bytes(i * i % 251 for i in range({len(prompt)}))\n"
+    code += f"print([hash(p[:end]) for end in range({CHUNK_BYTES}, len(p), {CHUNK_BYTES})])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONHASHSEED": "0"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert str(chunk_keys(prompt, np.zeros(2, np.uint64)).view(np.int64).tolist()) == done.stdout.strip()
 
 
 LONG = {"model": "m", "prompt": "Once upon a time " * 100, "max_tokens": 1}

@@ -4,6 +4,7 @@ A prompt's JSON is cut into chunks of `CHUNK_BYTES`; each chunk's key depends on
 backend is bounded (`view.prefixes`), whatever clients send.
 """
 
+import os
 from typing import Any
 
 import numpy as np
@@ -19,14 +20,21 @@ MAX_CHUNKS = 2048
 """Of a longer prompt only the beginning is remembered."""
 
 
-def chunk_keys(prompt: bytes) -> npt.NDArray[np.uint64]:
-    """The chain of keys (chunks,) of a prompt's full chunks."""
-    keys = []
-    key = 0
-    for end in range(CHUNK_BYTES, min(len(prompt), MAX_CHUNKS * CHUNK_BYTES) + 1, CHUNK_BYTES):
-        key = hash((key, prompt[end - CHUNK_BYTES : end]))
-        keys.append(key & 0xFFFFFFFFFFFFFFFF)
-    return np.array(keys, np.uint64)
+_WORD = np.dtype(np.uint64)
+_WORDS = CHUNK_BYTES // _WORD.itemsize
+_SECRET = np.frombuffer(os.urandom(2 * _WORD.itemsize), _WORD)
+
+
+def chunk_keys(prompt: bytes, secret: npt.NDArray[np.uint64] = _SECRET) -> npt.NDArray[np.uint64]:
+    """The chain of keys (chunks,) of a prompt's full chunks.
+
+    Each is SipHash-1-3 (Aumasson and Bernstein, INDOCRYPT 2012) of the prompt up to the chunk's end. The
+    `secret` (2,) is another one in each process: so no client can make prompts up that look alike.
+    """
+    chunks = min(len(prompt) // CHUNK_BYTES, MAX_CHUNKS)
+    keys = np.empty(chunks, np.uint64)
+    _write_keys(np.frombuffer(prompt, _WORD, chunks * _WORDS), secret, keys)
+    return keys
 
 
 NO_KEYS = np.zeros(0, np.uint64)
@@ -39,7 +47,7 @@ class Prefixes:
         """`chunks` are remembered per backend; 0: none."""
         self._chunks = chunks
         self._memory = new_memory(0, chunks)
-        keys = np.ones(1, np.uint64)  # compiles before the first request comes
+        keys = chunk_keys(bytes(CHUNK_BYTES))  # compiles before the first request comes
         self.forget(0)
         self.hits(np.zeros(1, np.int64), keys, 1.0, 1.0, np.zeros((1, EXPECTED_PREFIX_HIT_TOKENS + 1)))
         self.sent(0, keys)
@@ -83,3 +91,47 @@ def _write_hits(
     for r in range(candidates.shape[0]):
         chunks = expected_hit(memory, candidates[r], keys, 0, keys.shape[0])
         out[r, EXPECTED_PREFIX_HIT_TOKENS] = min(chunks * tokens_per_chunk, most)
+
+
+@njit(allocates=False)
+def _write_keys(
+    words: npt.NDArray[np.uint64], secret: npt.NDArray[np.uint64], keys: npt.NDArray[np.uint64]
+) -> None:
+    v0 = secret[0] ^ np.uint64(0x736F6D6570736575)
+    v1 = secret[1] ^ np.uint64(0x646F72616E646F6D)
+    v2 = secret[0] ^ np.uint64(0x6C7967656E657261)
+    v3 = secret[1] ^ np.uint64(0x7465646279746573)
+    for chunk in range(keys.shape[0]):
+        for i in range(chunk * _WORDS, (chunk + 1) * _WORDS):
+            v3 ^= words[i]
+            v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+            v0 ^= words[i]
+        # The hash ends here for this key and goes on for the next one. Its last word, the length modulo 256
+        # in the highest byte, is 0.
+        e0, e1, e2, e3 = _round(v0, v1, v2, v3)
+        e2 ^= np.uint64(0xFF)
+        for _ in range(3):
+            e0, e1, e2, e3 = _round(e0, e1, e2, e3)
+        keys[chunk] = e0 ^ e1 ^ e2 ^ e3
+
+
+@njit(inline=True)
+def _round(
+    v0: np.uint64, v1: np.uint64, v2: np.uint64, v3: np.uint64
+) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64]:
+    v0 += v1
+    v2 += v3
+    v1 = _rotated(v1, 13) ^ v0
+    v3 = _rotated(v3, 16) ^ v2
+    v0 = _rotated(v0, 32)
+    v2 += v1
+    v0 += v3
+    v1 = _rotated(v1, 17) ^ v2
+    v3 = _rotated(v3, 21) ^ v0
+    v2 = _rotated(v2, 32)
+    return v0, v1, v2, v3
+
+
+@njit(inline=True)
+def _rotated(x: np.uint64, bits: int) -> np.uint64:
+    return (x << np.uint64(bits)) | (x >> np.uint64(64 - bits))
