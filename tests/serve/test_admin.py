@@ -93,6 +93,7 @@ def test_backends_come_and_go_under_load(play, prompt):
         ("POST", "/policy", {"router": "nonsense"}, "unknown router"),
         ("POST", "/policy", {"ruoter": "lor"}, "did you mean router"),
         ("POST", "/policy", {"router": "lookahead"}, "cannot serve"),
+        ("POST", "/policy", {"shadow": "nonsense"}, "unknown router"),
         ("POST", "/policy", {"router": "missing.onnx"}, "no policy file"),
         ("POST", "/backends", {"url": "127.0.0.1"}, "not the address"),
         ("POST", "/backends", {"url": "http://x:1", "name": "b0"}, "called b0 already"),
@@ -126,3 +127,20 @@ def test_the_policy_is_swapped_and_shadowed_while_running(play, prompt, tmp_path
         assert status["shadow"]["decisions"] == 6
 
     play(scene, **ADMIN, policy={"deadline": 5.0})
+
+
+def test_the_shadow_goes_on_until_it_is_switched_off(play, prompt):
+    async def scene(world):
+        async def shadowed(change):
+            assert (await call(world, "POST", "/policy", change))[0] == 200
+            assert (await world.ask(body=prompt)).status == 200
+            _, status = await call(world, "GET", "/status")
+            policy = status["policy"]
+            return policy["router"], policy["shadow"], policy["shadow_favor"], status["shadow"]["decisions"]
+
+        assert await shadowed({"router": "lor"}) == ("lor", "round_robin", 0.25, 1)
+        assert await shadowed({"shadow": "p2c"}) == ("lor", "p2c", 0.25, 2)
+        assert await shadowed({"shadow": None}) == ("lor", None, 0.25, 2)
+        assert await shadowed({"router": "least_work"}) == ("least_work", None, 0.25, 2)
+
+    play(scene, **ADMIN, policy={"shadow": "round_robin", "shadow_favor": 0.25})

@@ -6,7 +6,7 @@ POST   /backends               take up a backend: a section as under `backends` 
 POST   /backends/NAME/drain    give it no more requests
 POST   /backends/NAME/resume   give it requests again
 DELETE /backends/NAME          drain it, then forget it
-POST   /policy                 another policy: keys as under `policy` in the settings
+POST   /policy                 another policy: keys as under `policy` in the settings; others stay
 """
 
 import asyncio
@@ -87,12 +87,7 @@ class Administration:
         gateway = self.gateway
         parts = path.strip("/").split("/")
         if method == "POST" and path == "/policy":
-            current = {
-                key: value
-                for key, value in gateway.decider.settings.model_dump().items()
-                if key not in ("shadow", "shadow_favor")
-            }
-            settings = _parse(Policy, current | _decode(body), "policy")
+            settings = _parse(Policy, gateway.decider.settings.model_dump() | _decode(body), "policy")
             routers = await asyncio.to_thread(load_routers, settings)  # loading may take a while
             gateway.decider.install(settings, routers)
             gateway.events("policy_replaced", policy=settings.router, shadow=settings.shadow)

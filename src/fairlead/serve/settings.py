@@ -227,8 +227,8 @@ class Policy(Section):
     """A decision that takes longer counts as failed."""
     rest: Seconds = 1.0
     """After a failed decision the fallback decides for so long before the policy is asked again."""
-    shadow: str = ""
-    """Another router that decides too; its choices are counted and logged, not used."""
+    shadow: str | None = None
+    """Another router that decides too; its choices are counted and logged, not used. null: none."""
     shadow_favor: Dial = DEFAULT_FAVOR
     """Its dial."""
     seed: Annotated[int, Field(ge=0)] = 0
