@@ -8,6 +8,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from compose_spec.models import ComposeSpecification, Service
+from typer.testing import CliRunner
 
 from fairlead.cli import app
 from fairlead.serve.settings import GatewaySettings, parse_settings
@@ -117,6 +118,18 @@ def test_the_gateway_of_compose_has_a_backend_for_every_port_of_the_emulator():
     backends = [word.partition("=")[2] for word in gateway["command"] if word.startswith("--backend=")]
     assert backends == [f"http://emulator:{port}" for port in emulator["expose"]]
     assert emulator["command"][0] in COMMANDS and gateway["command"][0] in COMMANDS
+
+
+def test_both_gateways_start_with_the_policy_of_the_package(tmp_path):
+    (compose,) = documents(DEPLOY / "compose.yaml")
+    settings = tmp_path / "gateway.yaml"
+    settings.write_text(resource("ConfigMap")["data"]["gateway.yaml"], encoding="utf-8")
+    for command in (compose["services"]["gateway"]["command"], ["serve", "--config", str(settings)]):
+        done = CliRunner().invoke(app, [*command, "--check"])
+        assert done.exit_code == 0, done.output
+        assert "policy fairlead/generalist" in done.output
+    assert "--set=policy.on_policy_error=least_work" in compose["services"]["gateway"]["command"]
+    assert gateway_settings().policy.on_policy_error == "least_work"
 
 
 def test_the_container_file_copies_what_is_there_and_starts_what_there_is():
