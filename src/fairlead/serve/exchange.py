@@ -1,4 +1,4 @@
-"""One request on its way: from the client to a backend, and the answer back.
+"""One request on its way: from the client to a backend, and to another if that fails.
 
 The life of an exchange: the body is read (whole, up to `inspect_bytes`), a backend is chosen, the request is
 sent, the answer is passed on piece by piece. Before the first byte of an answer has been passed on it may
@@ -10,22 +10,21 @@ from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 from fairlead.serve.backend import Backend
-from fairlead.serve.facts import GENERATE, STATELESS, Facts, partial_facts, read_facts
+from fairlead.serve.facts import GENERATE, Facts, partial_facts, read_facts, repeatable
 from fairlead.serve.frontend import Request
-from fairlead.serve.heads import LOAD_FORMAT, passed_on, request_head
+from fairlead.serve.heads import request_head
 from fairlead.serve.ledger import OTHER, STREAM, WHOLE, Entry, Ledger
-from fairlead.serve.messages import VIA, Headers, answer, error_body, status_line
+from fairlead.serve.messages import Headers, answer, error_body
 from fairlead.serve.prompt_tokens import PromptCounter
-from fairlead.serve.scraping import orca_reading
+from fairlead.serve.relay import Relay
 from fairlead.serve.settings import Limits, Timeouts
-from fairlead.serve.tokens import TAIL_BYTES, EventMeter, PromptEstimate, Usage, find_usage
-from fairlead.serve.totals import TOTALLED, TotalsFilter, asking
+from fairlead.serve.tokens import PromptEstimate, Usage
+from fairlead.serve.totals import TOTALLED, asking
 from fairlead.serve.upstream import UpstreamConnection
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-_SAFE_METHODS = (b"GET", b"HEAD", b"OPTIONS")
 _SERVER_ERRORS = (500, 504)
 CLIENT_LEFT = 499
 """What logs say of a request whose client left before its answer was complete (as nginx has it)."""
@@ -91,17 +90,11 @@ class Exchange:
         "_asks",
         "_chunked_up",
         "_entry",
-        "_filter",
-        "_first_at",
         "_gateway",
-        "_head",
-        "_last_at",
-        "_meter",
         "_parts",
+        "_relay",
         "_size",
         "_stale",
-        "_tail",
-        "_to_client_chunked",
         "_upstream",
         "attempts",
         "backend",
@@ -121,7 +114,6 @@ class Exchange:
         "request_id",
         "shadow",
         "span",
-        "started",
         "status",
         "tried",
         "usage",
@@ -139,8 +131,6 @@ class Exchange:
         self.attempts = 0
         self.tried: list[Backend] = []
         """Backends that failed it."""
-        self.started = False
-        """Whether a byte of the answer has been passed on."""
         self.status = 0
         self.outcome = ""
         """How it ended: `ok`, `client_left`, or what went wrong; empty while it is under way."""
@@ -170,15 +160,9 @@ class Exchange:
         self._chunked_up = False
         self._upstream: UpstreamConnection | None = None
         self._entry: Entry | None = None
-        self._meter: EventMeter | None = None
         self._asks = False  # for `usage`, without its client's knowing
-        self._filter: TotalsFilter | None = None
-        self._head = b""  # of the answer: sent with the first piece of its body
-        self._tail = b""
-        self._to_client_chunked = False
         self._stale = False
-        self._first_at = 0.0
-        self._last_at = 0.0
+        self._relay: Relay | None = None  # once an answer is passed on
 
     # The request comes in.
 
@@ -324,8 +308,8 @@ class Exchange:
 
     def answer_begins(self, status: int, headers: Headers, length: int) -> None:
         """The head of the answer: pass it on."""
-        backend, gateway, request = self.backend, self._gateway, self.request
-        assert backend is not None and self._upstream is not None
+        backend, gateway = self.backend, self._gateway
+        assert backend is not None and self._entry is not None
         if status in gateway.retry_statuses:
             gateway.failed(backend, "status")
             if self._can_retry(sent=True):
@@ -337,80 +321,29 @@ class Exchange:
             backend.succeeded()
         backend.answers[status] = backend.answers.get(status, 0) + 1
         self.status = status
-        self.started = True
-        if not request.complete:
-            request.close = True
-        asked = gateway.orca and not request.header(LOAD_FORMAT)
-        passed = passed_on(headers, hide_report=asked)
-        if passed.report and gateway.orca:
-            reading = orca_reading(passed.report)
-            if reading is not None:
-                gateway.ledger.reported(backend.row, *reading, monotonic())
-        if passed.events and status == 200:
-            self._meter = EventMeter()
-            if self._asks and not passed.encoded:
-                self._filter = TotalsFilter()
-                length = -1  # it would be too long
-        lines = [status_line(status), *passed.lines]
-        if length >= 0 or self.head_only:
-            if length >= 0:
-                lines.append(b"Content-Length: %d\r\n" % length)
-        elif request.old:
-            request.close = True  # its end is told by closing
-        else:
-            self._to_client_chunked = True
-            lines.append(b"Transfer-Encoding: chunked\r\n")
-        if request.close:
-            lines.append(b"Connection: close\r\n")
-        elif request.old:
-            lines.append(b"Connection: keep-alive\r\n")
-        lines.append(b"X-Request-Id: %b\r\nVia: %b%b\r\n\r\n" % (self.request_id, passed.via, VIA))
-        self._head = b"".join(lines)
+        self._relay = Relay(self.request, backend, self._entry, gateway.ledger)
+        self._relay.begin(
+            status,
+            headers,
+            length,
+            request_id=self.request_id,
+            head_only=self.head_only,
+            orca=gateway.orca,
+            hide_totals=self._asks,
+        )
 
     def answer_body(self, data: bytes, last: bool) -> None:
-        """A piece of the answer, empty if only its head has come: pass it on, then count what it brings."""
-        shown = data
-        if self._filter is not None:
-            shown = self._filter.feed(data) + (self._filter.rest() if last else b"")
-        if self._to_client_chunked:
-            shown = b"%x\r\n%b\r\n" % (len(shown), shown) if shown else b""
-            if last:
-                shown += b"0\r\n\r\n"
-        # In one piece: each write is a system call, and wakes the client.
-        out, self._head = self._head + shown, b""
-        if out:
-            self.request.connection.write(out)
-        now = monotonic()
-        self.deadline = now + self._gateway.timeouts.idle
-        meter = self._meter
-        if meter is not None:
-            new = meter.feed(data)
-            if new:
-                assert self._entry is not None and self.backend is not None
-                self._gateway.ledger.streamed(self._entry, new, now)
-                if self._first_at == 0.0:
-                    self._first_at = now
-                    self.backend.ttft.observe(now - self.request.arrived)
-                else:
-                    self.backend.itl.observe((now - self._last_at) / new)
-                self._last_at = now
-        elif len(data) >= TAIL_BYTES:
-            self._tail = data[-TAIL_BYTES:]
-        else:
-            self._tail = (self._tail + data)[-TAIL_BYTES:]
+        """A piece of the answer, empty if only its head has come: pass it on."""
+        assert self._relay is not None
+        self.deadline = self._relay.body(data, last) + self._gateway.timeouts.idle
 
     def answer_ends(self) -> None:
         """The answer is complete."""
         request, backend = self.request, self.backend
-        assert backend is not None and self.facts is not None
+        assert backend is not None and self.facts is not None and self._relay is not None
         self._upstream = None
         if self.status == 200:
-            meter = self._meter
-            self.usage = meter.usage if meter is not None else find_usage(self._tail)
-            if meter is not None:
-                self.output_tokens = meter.tokens
-            elif self.usage is not None:
-                self.output_tokens = max(self.usage.output_tokens, 0)
+            self.usage, self.output_tokens = self._relay.totals()
             if self.usage is not None and (self.counted or self.facts.prompt_tokens < 0):
                 self._gateway.prompts.learn(
                     self.facts.model, self.facts.prompt_bytes, self.usage.prompt_tokens
@@ -424,8 +357,8 @@ class Exchange:
     def broken(self, reason: str, *, stale: bool) -> None:
         """The connection broke before the answer was complete."""
         self._upstream = None
-        if self.started:
-            self._cut(reason)
+        if self._relay is not None:
+            self._cut(self._relay, reason)
         elif stale and not self._stale and self._can_start_again(sent=True):
             # Keep-alive ended while the request was on its way: nobody's fault, and no attempt. From now on
             # only new connections, so that this happens once.
@@ -441,18 +374,18 @@ class Exchange:
         """The deadline has passed."""
         if self.waiting:
             self._gateway.gave_up_waiting(self)
-        elif self.started:
-            self._cut("the answer stopped")
+        elif self._relay is not None:
+            self._cut(self._relay, "the answer stopped")
         else:
             self._attempt_failed("timeout", "no answer in time", sent=True)
 
-    def _cut(self, reason: str) -> None:
+    def _cut(self, relay: Relay, reason: str) -> None:
         """End an answer in the middle, visibly for the client."""
         backend = self.backend
         assert backend is not None
         self._gateway.failed(backend, "cut")
         self._end(reason)
-        self.request.connection.cut(visible=self._to_client_chunked or not self.request.old)
+        relay.cut()
 
     def _can_retry(self, *, sent: bool) -> bool:
         """Whether another backend may be tried, the request having been `sent` to this one or not."""
@@ -462,19 +395,14 @@ class Exchange:
         return self._gateway.has_other(self.facts.model, [*self.tried, self.backend])
 
     def _can_start_again(self, *, sent: bool) -> bool:
-        if self.attempts >= self._gateway.attempts or self.started:
+        if self.attempts >= self._gateway.attempts or self._relay is not None:
             return False
         if self._size and not self._parts:
             return False  # the body has been streamed and is not here any more
-        return not sent or self._repeatable()
-
-    def _repeatable(self) -> bool:
-        """Whether the request may reach two backends without harm."""
-        request = self.request
-        if request.method in _SAFE_METHODS:
+        if not sent:
             return True
         assert self.facts is not None
-        return request.method == b"POST" and request.path in STATELESS and not self.facts.stored
+        return repeatable(self.request.method, self.request.path, self.facts)
 
     def _attempt_failed(self, reason: str, text: str, *, sent: bool) -> None:
         backend = self.backend
@@ -551,7 +479,7 @@ class Exchange:
     @property
     def ttft(self) -> float:
         """Seconds from the request to the first token; 0 if none was seen."""
-        return self._first_at - self.request.arrived if self._first_at else 0.0
+        return self._relay.ttft if self._relay is not None else 0.0
 
 
 _NO_BODY = Facts("", False, 0, 0, 0, "", b"", False)

@@ -34,6 +34,7 @@ STATELESS = GENERATE | frozenset(
 )
 """POST requests that change nothing on a backend: sending one again elsewhere is safe."""
 
+_SAFE_METHODS = (b"GET", b"HEAD", b"OPTIONS")
 _NOTHING = msgspec.Raw(b"")
 
 
@@ -144,6 +145,11 @@ def read_facts(body: bytes, path: bytes) -> Facts:
         path == b"/v1/responses" and parsed.store is not False,
         parsed.stream is True and not bytes(parsed.stream_options),
     )
+
+
+def repeatable(method: bytes, path: bytes, facts: Facts) -> bool:
+    """Whether a request may reach two backends without harm."""
+    return method in _SAFE_METHODS or (method == b"POST" and path in STATELESS and not facts.stored)
 
 
 def _token_ids(prompt: bytes) -> int:
