@@ -147,6 +147,11 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
         self._new = True
         self._shadow_clusters: Clusters | None = None
 
+    @property
+    def scenario_names(self) -> list[str]:
+        """Of each cluster."""
+        return [s.name for s in self._dealt for _ in range(self.group)]
+
     def configure(
         self,
         *,

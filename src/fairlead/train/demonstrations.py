@@ -120,6 +120,21 @@ class Demonstrations:
             sequences(observations), sequences(found), torch.from_numpy(states), sequences(starts)
         )
 
+    def weigh_alike(self, since: int) -> None:
+        """Scale the costs of the steps after the first `since`, so that every cluster's mean regret is 1.
+
+        Clusters differ in hardware, load and point on the dial, and so in what a second of waiting is worth:
+        else a few of them would decide what all of the network learns.
+        """
+        steps = self.labels[since:]
+        if not steps or steps[0].ndim == 1:
+            return
+        costs = np.stack(steps)
+        regrets = costs - costs.min(-1, keepdims=True)
+        scale = regrets.mean((0, 2))
+        scale = np.where(scale > 0, scale, 1.0)
+        self.labels[since:] = list(regrets / scale[:, None])
+
     def state(self) -> dict[str, Any]:
         """Everything, for a checkpoint."""
         return {

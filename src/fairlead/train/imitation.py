@@ -57,6 +57,7 @@ def collect(
     state = student.initial_state(env.num_envs, observation.shape[1]) if recurrent else None
     starts = np.zeros(env.num_envs, np.bool_)
     reachable: list[float] = []
+    before = len(demonstrations)
     for t in range(steps):
         if first or recurrent or t % config.label_every == 0:
             with profiler.phase("teacher"):
@@ -83,6 +84,7 @@ def collect(
         if state is not None and starts.any():
             state = state * torch.from_numpy(~starts)[:, None, None]
         progress(t + 1, steps)
+    demonstrations.weigh_alike(before)
     return float(np.mean(reachable))
 
 

@@ -11,7 +11,7 @@ from fairlead.policy.heuristics import HEURISTICS
 from fairlead.policy.network import NetworkRouter
 from fairlead.train import trainer
 from fairlead.train.config import TrainConfig
-from fairlead.train.teachers import make_teacher
+from fairlead.train.teachers import Teacher, make_teacher
 from fairlead.train.tracking import Progress
 from fairlead.train.trainer import Judgement, TrainResult
 from fairlead.train.validation import Validations
@@ -79,7 +79,7 @@ def train(
     for scenario in sorted(scenarios, key=lambda each: each.num_replicas):
         by_size.setdefault(scenario.num_replicas, []).append(scenario)
     _check_curriculum(config, by_size)
-    teacher = None if config.imitation is None else make_teacher(config.teacher, privileged=config.privileged)
+    teacher = _teacher(config, scenarios)
     validation = Validations(scenarios, config.validation.loads, config.validation_favors)
     judge = Judge(validation, say)
 
@@ -122,6 +122,20 @@ def train(
 def scenarios_text(scenarios: Sequence[Scenario]) -> str:
     """Scenarios in full, as a run keeps them."""
     return json.dumps([scenario.model_dump(mode="json") for scenario in scenarios], indent=1)
+
+
+def _teacher(config: TrainConfig, scenarios: Sequence[Scenario]) -> Teacher | None:
+    """Whom to imitate.
+
+    Raises:
+        FairleadError: for an unknown teacher, and one of a scenario that is not trained on.
+    """
+    unknown = sorted(set(config.teachers) - {s.name for s in scenarios})
+    if unknown:
+        raise FairleadError(f"teachers names {unknown[0]}, which is not trained on")
+    if config.imitation is None:
+        return None
+    return make_teacher(config.teacher, privileged=config.privileged, elsewhere=config.teachers)
 
 
 def saved_run(out: Path) -> tuple[TrainConfig, list[Scenario]]:

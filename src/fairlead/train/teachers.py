@@ -81,19 +81,55 @@ def mixture(parts: Mapping[Teacher, float]) -> Teacher:
     return Teacher(named, label, reset, stochastic=True)
 
 
+def by_scenario(default: Teacher, others: Mapping[str, Teacher]) -> Teacher:
+    """Costs by `default`, except in clusters of the scenarios that have a teacher of their own.
+
+    A teacher that only acts gives costs too: nothing for its choice, 1 for any other. Clusters are weighed
+    alike in the end (`Demonstrations.weigh_alike`), so units need not agree.
+    """
+
+    def reset(seed: int) -> None:
+        for teacher in (default, *others.values()):
+            teacher.reset(seed)
+
+    def label(env: Any) -> Labels:
+        names = np.array(env.scenario_names)
+        costs: Labels = np.array(_costs(default.label(env), env.clusters.R))
+        for name, teacher in others.items():
+            here = names == name
+            if here.any():
+                costs[here] = _costs(teacher.label(env), env.clusters.R)[here]
+        return costs
+
+    named = ", ".join(f"{teacher.name} in {name}" for name, teacher in others.items())
+    stochastic = any(teacher.stochastic for teacher in (default, *others.values()))
+    return Teacher(f"{default.name}, {named}", label, reset, stochastic)
+
+
+def _costs(labels: Labels, replicas: int) -> Labels:
+    return labels if labels.ndim == 2 else 1.0 - np.eye(replicas)[labels]
+
+
 def choice(labels: Labels) -> Labels:
     """The teacher's choice (K,): of costs the cheapest."""
     best: Labels = labels if labels.ndim == 1 else labels.argmin(-1)
     return best
 
 
-def make_teacher(who: str | Mapping[str, float], *, privileged: bool = False) -> Teacher:
+def make_teacher(
+    who: str | Mapping[str, float], *, privileged: bool = False, elsewhere: Mapping[str, str] | None = None
+) -> Teacher:
     """The teacher called `who`: lookahead, a heuristic whose choices follow from the view, or a mixture.
+
+    `elsewhere` names other teachers by scenario; `lookahead:privileged` is one of them.
 
     Raises:
         FairleadError: for an unknown router, one that cannot be imitated, and for privilege that a teacher
             cannot use.
     """
+    if elsewhere:
+        others = {scenario: _single(name, privileged=False) for scenario, name in elsewhere.items()}
+        return by_scenario(make_teacher(who, privileged=privileged), others)
     if not isinstance(who, str):
         if len(who) == 1:
             return make_teacher(next(iter(who)), privileged=privileged)
@@ -102,8 +138,8 @@ def make_teacher(who: str | Mapping[str, float], *, privileged: bool = False) ->
 
 
 def _single(name: str, privileged: bool) -> Teacher:
-    if name == "lookahead":
-        return lookahead(privileged=privileged)
+    if name in ("lookahead", "lookahead:privileged"):
+        return lookahead(privileged=privileged or name != "lookahead")
     if privileged:
         raise FairleadError(f"{name} decides by the view alone: only lookahead can be privileged")
     if name in UNTEACHABLE:
