@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from fairlead.errors import FairleadError
-from fairlead.train.teachers import Teacher, achievable, choice, lookahead, make_teacher, mixture
+from fairlead.train.teachers import (
+    Teacher,
+    achievable,
+    by_scenario,
+    choice,
+    lookahead,
+    make_teacher,
+    mixture,
+)
 
 
 def constant(action: int, name: str = "constant") -> Teacher:
@@ -63,3 +71,15 @@ def test_only_lookahead_can_be_privileged() -> None:
 
 def test_the_choice_of_a_pricing_teacher_is_the_cheapest() -> None:
     np.testing.assert_array_equal(choice(np.array([[2.0, 1.0], [0.0, 5.0]])), [1, 0])
+
+
+def test_scenarios_have_teachers_of_their_own() -> None:
+    env: Any = SimpleNamespace(num_envs=3, scenario_names=["a", "b", "a"], clusters=SimpleNamespace(R=2))
+    prices = Teacher("prices", lambda env: np.array([[3.0, 1.0], [3.0, 1.0], [0.0, 2.0]]))
+    teacher = by_scenario(prices, {"b": constant(0, "first")})
+    assert teacher.name == "prices, first in b"
+    np.testing.assert_array_equal(teacher.label(env), [[3.0, 1.0], [0.0, 1.0], [0.0, 2.0]])
+    assert make_teacher("lookahead", elsewhere={"b": "lor"}).name == "lookahead, lor in b"
+    assert make_teacher("lor", elsewhere={"b": "lookahead:privileged"}).name == "lor, privileged lookahead in b"
+    with pytest.raises(FairleadError, match="unknown router 'lro'"):
+        make_teacher("lookahead", elsewhere={"b": "lro"})
