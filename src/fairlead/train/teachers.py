@@ -93,12 +93,11 @@ def by_scenario(default: Teacher, others: Mapping[str, Teacher]) -> Teacher:
             teacher.reset(seed)
 
     def label(env: Any) -> Labels:
-        names = np.array(env.scenario_names)
-        costs: Labels = np.array(_costs(default.label(env), env.clusters.R))
-        for name, teacher in others.items():
-            here = names == name
-            if here.any():
-                costs[here] = _costs(teacher.label(env), env.clusters.R)[here]
+        who = [others.get(name, default) for name in env.scenario_names]
+        costs: Labels = np.empty((env.num_envs, env.clusters.R))
+        for teacher in dict.fromkeys(who):
+            here = [each is teacher for each in who]
+            costs[here] = _costs(teacher.label(env), env.clusters.R)[here]
         return costs
 
     named = ", ".join(f"{teacher.name} in {name}" for name, teacher in others.items())
@@ -128,7 +127,8 @@ def make_teacher(
             cannot use.
     """
     if elsewhere:
-        others = {scenario: _single(name, privileged=False) for scenario, name in elsewhere.items()}
+        known = {name: _single(name, privileged=False) for name in elsewhere.values()}
+        others = {scenario: known[name] for scenario, name in elsewhere.items()}
         return by_scenario(make_teacher(who, privileged=privileged), others)
     if not isinstance(who, str):
         if len(who) == 1:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fairlead.compiled import njit
+from fairlead.view.preference import dial
 from fairlead.view.schema import (
     AVAILABLE,
     AWAITING_FIRST_TOKEN,
@@ -72,6 +73,8 @@ FEATURES: tuple[str, ...] = (
     "prefill_with_own_over_tail",
     "oldest_wait_over_tail",
     "ttft_tail",
+    "tail_cost",
+    "cost_above_least",
     "favor_ttft",
 )
 """Names, in the order of the last axis."""
@@ -79,6 +82,28 @@ FEATURES: tuple[str, ...] = (
 NUM_FEATURES = len(FEATURES)
 SCHEMA_HASH = schema_hash(FEATURES)
 """Carried by every exported policy; another hash is refused."""
+
+
+@njit(inline=True)
+def _cost(
+    row: npt.NDArray[np.float64],
+    request: npt.NDArray[np.float64],
+    prefill: float,
+    own: float,
+    tail: float,
+    weights: tuple[float, float, float],
+) -> float:
+    """What the request would add to the objective on this replica, on the back of an envelope.
+
+    Prompts are taken to be prefilled one after the other, and requests that decode to stand still while the
+    new one is prefilled; its tokens come at the pace of late, and what a fuller batch adds to that is paid
+    for once more by the others.
+    """
+    first = prefill + own
+    pace = max(row[ITL_EWMA_S], row[DECODE_ITERATION_S])
+    decode = request[EXPECTED_OUTPUT_TOKENS] * (2.0 * pace - row[DECODE_ITERATION_S])
+    delayed = (row[IN_FLIGHT] - row[AWAITING_FIRST_TOKEN]) * own
+    return weights[0] * first + weights[1] * (first + decode + delayed) + weights[2] * max(0.0, first - tail)
 
 
 @njit()
@@ -92,9 +117,11 @@ def features(
 
     `favor` is the operator's preference between end-to-end latency (0) and TTFT (1).
     """
+    weights = dial(favor)
     prompt = request[PROMPT_TOKENS]
     tail = max(request[TTFT_TAIL_S], 1e-3)
     least_prefill = np.inf
+    least_cost = np.inf
     least_decode = np.inf
     least_with_own = np.inf
     for r in range(replicas.shape[0]):
@@ -106,6 +133,7 @@ def features(
         least_prefill = min(least_prefill, prefill)
         least_with_own = min(least_with_own, prefill + own)
         least_decode = min(least_decode, row[EXPECTED_REMAINING_TOKENS] * row[DECODE_ITERATION_S])
+        least_cost = min(least_cost, _cost(row, request, prefill, own, tail, weights))
     for r in range(replicas.shape[0]):
         row = replicas[r]
         prefill = row[PENDING_PREFILL_TOKENS] / row[PREFILL_TOKENS_PER_S]
@@ -147,7 +175,9 @@ def features(
         to[29] = math.log1p((prefill + own) / tail)
         to[30] = math.log1p(row[OLDEST_WAIT_S] / tail)
         to[31] = math.log(tail)
-        to[32] = favor
+        to[32] = math.log1p(weights[2] * max(0.0, prefill + own - tail))
+        to[33] = math.log1p(max(0.0, _cost(row, request, prefill, own, tail, weights) - least_cost))
+        to[34] = favor
 
 
 @njit()
