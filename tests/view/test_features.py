@@ -112,6 +112,37 @@ def test_the_dial() -> None:
             check_favor(bad)
 
 
+def test_the_estimated_cost_by_hand() -> None:
+    """Two replicas: one waits .3 s for its prompts and decodes for others, one is idle and half as fast."""
+    replicas = np.zeros((1, 2, NUM_REPLICA_COLUMNS))
+    replicas[0, :, schema.AVAILABLE] = 1.0
+    replicas[0, :, schema.KV_CAPACITY_TOKENS] = replicas[0, :, schema.MAX_NUM_SEQS] = 100.0
+    replicas[0, :, schema.PREFILL_TOKENS_PER_S] = [1000.0, 500.0]
+    replicas[0, :, schema.DECODE_ITERATION_S] = [0.01, 0.02]
+    replicas[0, :, schema.ITL_EWMA_S] = [0.015, 0.0]
+    replicas[0, :, schema.IN_FLIGHT] = [6.0, 0.0]
+    replicas[0, :, schema.AWAITING_FIRST_TOKEN] = [2.0, 0.0]
+    replicas[0, :, schema.PENDING_PREFILL_TOKENS] = [300.0, 0.0]
+    request = np.zeros((1, NUM_REQUEST_COLUMNS))
+    request[0, schema.PROMPT_TOKENS] = 200.0
+    request[0, schema.EXPECTED_OUTPUT_TOKENS] = 100.0
+    request[0, schema.TTFT_TAIL_S] = 0.45
+    w_ttft, w_e2e, w_tail = weights_of(0.5)
+    first = np.array([0.3 + 0.2, 0.4])
+    decode = np.array([100 * (0.03 - 0.01), 100 * 0.02])
+    delayed = np.array([4 * 0.2, 0.0])
+    tail = w_tail * np.maximum(first - 0.45, 0.0)
+    cost = w_ttft * first + w_e2e * (first + decode + delayed) + tail
+    found = features_batch(View(replicas, request), 0.5)[0]
+    np.testing.assert_allclose(found[:, FEATURES.index("tail_cost")], np.log1p(tail), rtol=1e-6)
+    above = found[:, FEATURES.index("cost_above_least")]
+    np.testing.assert_allclose(above, np.log1p(cost - cost.min()), rtol=1e-6)
+    # Only replicas that take requests are compared with.
+    replicas[0, 1, schema.AVAILABLE] = 0.0
+    above = features_batch(View(replicas, request), 0.5)[0, :, FEATURES.index("cost_above_least")]
+    assert above[0] == 0.0
+
+
 def test_pitfall_01_there_is_headroom_in_the_demo() -> None:
     """Routing matters there: the best heuristic is well ahead of round robin."""
     for name, least in (("chat-equal", 1.02), ("chat-unequal", 1.5)):

@@ -36,6 +36,7 @@ BLOCKS: dict[str, tuple[str, ...]] = {
     "trends": ("ttft_ewma", "ttft_tail", "itl_ewma", "in_flight_trend"),
     "scraped": ("scrape",),
     "declared speed": ("decode_iteration", "speed"),
+    "estimated cost": ("tail_cost", "cost_above_least"),
     "the request itself": ("prompt_", "expected_output"),
     "the dial": ("favor_",),
 }
