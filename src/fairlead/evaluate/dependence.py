@@ -31,7 +31,7 @@ GAPS = (0, 1, 2, 4, 8, 16)
 BLOCKS: dict[str, tuple[str, ...]] = {
     "requests in flight": ("in_flight", "awaiting_", "decoding_requests", "batch_fraction"),
     "prefill work": ("pending_prefill", "request_prefill", "prefill_", "decodes_delayed", "oldest_wait"),
-    "prefix cache": ("expected_hit", "prefix_"),
+    "prefix cache": ("expected_hit", "hit_below", "prefix_"),
     "decode work": ("expected_remaining", "expected_decode", "context_tokens", "kv_fraction"),
     "trends": ("ttft_ewma", "ttft_tail", "itl_ewma", "in_flight_trend"),
     "scraped": ("scrape",),

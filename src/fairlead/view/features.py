@@ -69,6 +69,7 @@ FEATURES: tuple[str, ...] = (
     "expected_output_tokens",
     "available",
     "expected_hit",
+    "hit_below_most",
     "prefill_with_own_above_least",
     "prefill_with_own_over_tail",
     "oldest_wait_over_tail",
@@ -122,6 +123,7 @@ def features(
     tail = max(request[TTFT_TAIL_S], 1e-3)
     least_prefill = np.inf
     least_cost = np.inf
+    most_hit = 0.0
     least_decode = np.inf
     least_with_own = np.inf
     for r in range(replicas.shape[0]):
@@ -131,6 +133,7 @@ def features(
         prefill = row[PENDING_PREFILL_TOKENS] / row[PREFILL_TOKENS_PER_S]
         own = max(prompt - row[EXPECTED_PREFIX_HIT_TOKENS], 1.0) / row[PREFILL_TOKENS_PER_S]
         least_prefill = min(least_prefill, prefill)
+        most_hit = max(most_hit, row[EXPECTED_PREFIX_HIT_TOKENS])
         least_with_own = min(least_with_own, prefill + own)
         least_decode = min(least_decode, row[EXPECTED_REMAINING_TOKENS] * row[DECODE_ITERATION_S])
         least_cost = min(least_cost, _cost(row, request, prefill, own, tail, weights))
@@ -170,14 +173,16 @@ def features(
         to[25] = request[EXPECTED_OUTPUT_TOKENS] / 256.0
         to[26] = 1.0 if row[AVAILABLE] != 0.0 else 0.0
         to[27] = row[EXPECTED_PREFIX_HIT_TOKENS] / max(prompt, 1.0)
-        to[28] = 2.0 * (prefill + own - least_with_own)
+        # The logarithm tells a block less from none less, however long the prompt.
+        to[28] = math.log1p(max(0.0, most_hit - row[EXPECTED_PREFIX_HIT_TOKENS])) / 8.0
+        to[29] = 2.0 * (prefill + own - least_with_own)
         # What lengthens the tail is to wait longer than where it begins.
-        to[29] = math.log1p((prefill + own) / tail)
-        to[30] = math.log1p(row[OLDEST_WAIT_S] / tail)
-        to[31] = math.log(tail)
-        to[32] = math.log1p(weights[2] * max(0.0, prefill + own - tail))
-        to[33] = math.log1p(max(0.0, _cost(row, request, prefill, own, tail, weights) - least_cost))
-        to[34] = favor
+        to[30] = math.log1p((prefill + own) / tail)
+        to[31] = math.log1p(row[OLDEST_WAIT_S] / tail)
+        to[32] = math.log(tail)
+        to[33] = math.log1p(weights[2] * max(0.0, prefill + own - tail))
+        to[34] = math.log1p(max(0.0, _cost(row, request, prefill, own, tail, weights) - least_cost))
+        to[35] = favor
 
 
 @njit()
