@@ -33,8 +33,10 @@ from fairlead.simulator.capacity import capacity_rps
 from fairlead.view.preference import DEFAULT_FAVOR
 from fairlead.workload.scenario import Scenario
 
-SCENARIOS = "suite/standard,chat-equal:32,chat-equal:64,chat-unequal:32,chat-unequal:64"
+SCENARIOS = "suite/standard,chat-equal:32,chat-unequal:32,chat-unequal:64"
 DIALS = "0,0.25,0.5,0.75,1"
+SEEDS = 10
+REQUESTS = 3000
 FIRST_SEED = 100
 
 
@@ -69,10 +71,18 @@ def contests(plan: Plan, scenarios: list[Scenario], out: Path, jobs: int) -> dic
 def facts(options: argparse.Namespace, plan: Plan) -> list[str]:
     """How the page was made."""
     seeds = f"{len(plan.seeds)} evaluation seeds of {plan.requests} requests each (more in larger clusters)"
+    asked = {
+        "--scenarios": (options.scenarios, SCENARIOS),
+        "--policies": (options.policies, GENERALIST),
+        "--loads": (options.loads, None),
+        "--dials": (options.dials, DIALS),
+        "--seeds": (options.seeds, SEEDS),
+        "--requests": (options.requests, REQUESTS),
+    }
+    given = "".join(f" {name} {value}" for name, (value, default) in asked.items() if value != default)
     return [
-        "Made by `python benchmarks/routing_quality.py --page docs/results.md`; every number on this page "
-        "comes "
-        "from that run.",
+        f"Made by `python benchmarks/routing_quality.py{given} --page docs/results.md`; every number on this "
+        "page comes from that run.",
         "",
         f"Fairlead {__version__}, {platform.machine()}. Policies: {', '.join(plan.policies)}. {seeds}, "
         "which no "
@@ -99,8 +109,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--policies", default=GENERALIST, help=f"names or files; default: {GENERALIST}")
     parser.add_argument("--loads", help="fractions of capacity; default: each scenario's own")
     parser.add_argument("--dials", default=DIALS, help=f"default: {DIALS}")
-    parser.add_argument("--seeds", type=int, default=10, help="evaluation seeds")
-    parser.add_argument("--requests", type=int, default=3000, help="in each run on up to 4 replicas")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="evaluation seeds")
+    parser.add_argument("--requests", type=int, default=REQUESTS, help="in each run on up to 4 replicas")
     parser.add_argument("--no-lookahead", action="store_true", help="leave the slow reference out")
     parser.add_argument("--specialists", type=Path, metavar="DIR", help="with SCENARIO.onnx files")
     parser.add_argument("--jobs", type=int, default=2, help="scenarios at a time")
