@@ -80,6 +80,7 @@ def test_scenarios_have_teachers_of_their_own() -> None:
     assert teacher.name == "prices, first in b"
     np.testing.assert_array_equal(teacher.label(env), [[3.0, 1.0], [0.0, 1.0], [0.0, 2.0]])
     assert make_teacher("lookahead", elsewhere={"b": "lor"}).name == "lookahead, lor in b"
-    assert make_teacher("lor", elsewhere={"b": "lookahead:privileged"}).name == "lor, privileged lookahead in b"
+    other = make_teacher("lor", elsewhere={"b": "lookahead:privileged"})
+    assert other.name == "lor, privileged lookahead in b"
     with pytest.raises(FairleadError, match="unknown router 'lro'"):
         make_teacher("lookahead", elsewhere={"b": "lro"})

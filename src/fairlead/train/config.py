@@ -151,9 +151,9 @@ class TrainConfig(Section):
     """The warm start; none: PPO from scratch."""
     teacher: str | dict[str, Positive] = "lookahead"
     """The router to imitate: lookahead, a heuristic by name, or several with their shares."""
-    teachers: dict[str, str] = {}
+    teachers: dict[str, str] = Field(default_factory=dict)
     """Scenarios with a teacher of their own: a router, or `lookahead:privileged`. Where requests share
-    prefixes, lookahead takes the cheapest replica now and never builds up a cache: a heuristic teaches better."""
+    prefixes, lookahead takes what is cheapest now and never builds up a cache: heuristics teach better."""
     privileged: bool = False
     """Whether lookahead sees the simulator's true state while it labels; the student never does."""
     start_from: str | None = None
