@@ -104,7 +104,8 @@ def _cost(
     pace = max(row[ITL_EWMA_S], row[DECODE_ITERATION_S])
     decode = request[EXPECTED_OUTPUT_TOKENS] * (2.0 * pace - row[DECODE_ITERATION_S])
     delayed = (row[IN_FLIGHT] - row[AWAITING_FIRST_TOKEN]) * own
-    return weights[0] * first + weights[1] * (first + decode + delayed) + weights[2] * max(0.0, first - tail)
+    late = max(0.0, first - tail)
+    return float(weights[0] * first + weights[1] * (first + decode + delayed) + weights[2] * late)
 
 
 @njit()
