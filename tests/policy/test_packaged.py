@@ -52,7 +52,7 @@ def test_it_decides_unless_something_else_is_asked_for():
 def test_a_packaged_policy_is_a_router_by_its_name(shipped):
     plain, dialled = find_routers([GENERALIST, f"{GENERALIST}@0.8"])
     assert (plain.name, plain.kind) == ("generalist", "learned")
-    assert plain.detail == "fairlead/generalist, favor 0.5, compiled"
+    assert plain.detail == "fairlead/generalist, favor 0.75, compiled"
     assert dialled.name == "generalist@0.8" and isinstance(dialled.router, OnnxRouter)
     assert dialled.router.favor == 0.8
     assert policy_path(GENERALIST) == shipped
