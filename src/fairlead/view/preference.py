@@ -17,7 +17,7 @@ MOST_TTFT_WEIGHT = 20.0
 MOST_TAIL_WEIGHT = 240.0
 """Weights at favor 1."""
 DEFAULT_FAVOR = 0.75
-"""Where a p99 TTFT like the best heuristic's costs no end-to-end latency, or hardly any: see docs/results.md."""
+"""Where a p99 TTFT like the best heuristic's costs hardly any end-to-end latency (docs/results.md)."""
 
 
 class Weights(NamedTuple):
