@@ -70,7 +70,7 @@ def test_a_suite_shows_loads_capacity_and_headroom(fairlead, small_suite):
         "round robin",
         "mean E2E",
         "p99 TTFT",
-        "@0.5",
+        "@1",
     ):
         assert word in ended.out
     assert "streams of their own" in ended.out and "2 paired seeds of 60 requests" in ended.out

@@ -236,7 +236,9 @@ def test_the_decision_log_becomes_a_scenario(play, prompt, tmp_path, capsys):
     assert rows[1].startswith("0.000000,7,1") and rows[-1].endswith(",7,6")
 
 
-def test_serving_needs_neither_torch_nor_the_simulator():
+def test_serving_needs_neither_torch_nor_the_simulator(tmp_path):
+    # A cache of its own: Numba's index of a function that both rooms call names the types of both.
+    alone = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
     code = (
         "import sys, fairlead.cli.serve, fairlead.serve.server\n"
         "from fairlead.serve.gateway import Gateway\n"
@@ -247,5 +249,7 @@ def test_serving_needs_neither_torch_nor_the_simulator():
         "assert 'fairlead.policy.artefact' in sys.modules  # a trained policy was loaded\n"
         "assert not names & set(sys.modules), names & set(sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=alone
+    )
     assert done.returncode == 0, done.stderr
