@@ -38,9 +38,9 @@ def test_every_router_is_run_once_and_kept(tmp_path):
     ran: list[str] = []
     chosen = plan(tmp_path)
     found = measure(chosen, SMALL, tmp_path / "kept", ran.append)
-    assert ran == ["first@0", "first@0.5", *HEURISTICS]
-    assert chosen.dials == (0.0, 0.5)  # the default is always among them
-    assert list(found.heuristics) == list(HEURISTICS) and set(found.learned) == {0.0, 0.5}
+    assert ran == ["first@0", "first@0.75", *HEURISTICS]
+    assert chosen.dials == (0.0, 0.75)  # the default is always among them
+    assert list(found.heuristics) == list(HEURISTICS) and set(found.learned) == {0.0, 0.75}
     assert found.lookahead == {} and found.specialist == {}
     assert {v[m].shape for v in found.heuristics.values() for m in METRICS} == {(1, 2)}
     again = measure(chosen, SMALL, tmp_path / "kept", ran.append)
@@ -54,7 +54,7 @@ def test_a_new_policy_costs_its_own_runs_only(tmp_path):
     ran: list[str] = []
     chosen = plan(tmp_path, policies=(str(policy(tmp_path / "second.onnx", seed=3)),))
     measure(chosen, SMALL, tmp_path / "kept", ran.append)
-    assert ran == ["second@0", "second@0.5"]
+    assert ran == ["second@0", "second@0.75"]
     ran.clear()
     measure(plan(tmp_path, seeds=(1, 3)), SMALL, tmp_path / "kept", ran.append)
     assert len(ran) == 2 + len(HEURISTICS)
@@ -66,7 +66,7 @@ def test_specialists_are_found_by_the_scenarios_name(tmp_path):
     policy(folder / f"{SMALL.name}.onnx", seed=4)
     ran: list[str] = []
     found = measure(plan(tmp_path, specialists=folder), SMALL, tmp_path / "kept", ran.append)
-    assert set(found.specialist) == {0.0, 0.5} and f"{SMALL.name}@0.5" in ran
+    assert set(found.specialist) == {0.0, 0.75} and f"{SMALL.name}@0.75" in ran
     with pytest.raises(FairleadError, match="no such folder"):
         plan(tmp_path, specialists=tmp_path / "none")
 
