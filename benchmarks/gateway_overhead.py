@@ -1,185 +1,75 @@
-"""What a gateway adds: latency and CPU per request, ours and the public ones, one after the other in one run.
+"""What a gateway adds: latency and CPU per request, ours and the public ones, in turns in one run.
 
     python benchmarks/gateway_overhead.py --json overhead.json
 
-Backends answer at once, so that what is measured is the gateway. The gateway is pinned to one core, client
-and backends to the other. Three kinds of requests: a small JSON answer, the same with a prompt of 16 kB, and
-a stream of 20 events. `cpu ms` is the processor time of the gateway per request with 16 connections, `rps`
-how many it served; `added` the time of one request at a time, less that of the same request sent to a
-backend directly (for streams: until the first event), as median and 99th percentile. Rounds alternate
-between the gateways and the best round of each counts, because other programs on the machine only ever make
-it slower.
+Backends answer at once, so that what is measured is the gateway. All gateways run at the same time on one
+core, where those whose turn it is not are idle; client and backends have the other one. In every round, for
+each kind of request, each gateway (and a backend asked directly) has a turn of one request at a time, then
+one with 16 connections, a fraction of a second each, and the next round begins with another of them. So all
+meet the same machine, whatever it is busy with. The kinds: a small JSON answer, the same with a prompt of
+16 kB, and a stream of 20 events.
 
-Ours decides with a policy network: `--policy FILE.onnx`, or an untrained one of the default size (the time
-does not depend on the weights), which needs the `train` extra. `ours (least_work)` decides by a heuristic,
-`copy` a bare copying proxy on the same libraries: the floor.
+`cpu ms` is the processor time of the gateway per request with 16 connections, `rps` how many it answered;
+`added` the time of one request at a time (of a stream: until its first event), less that of the same request
+sent to a backend directly in the same round, as median and 99th percentile. The table shows medians over the
+rounds. The second one compares ours with each of the others: the ratio of processor times, and of the times
+until the answer (not of what was added: that may be nothing, or less), as the geometric mean over the rounds
+with a 95 % interval (Student's t over the logarithms). Both are printed as Markdown.
+
+Ours decides with `--policy`. `ours (least_work)` decides by a heuristic, `copy` is a bare copying proxy on
+the same libraries: the floor.
 """
 
 import argparse
 import asyncio
 import json
+import math
 import os
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import httptools
+import numpy as np
 import uvloop
-from gateways import PUBLIC, cpu_seconds, free_port, install, running, say, wait_until_it_serves
+from gateways import PUBLIC, free_port, install, running, say, wait_until_it_serves
+from instant import MODEL
+from scipy import stats
 
-from fairlead.policy.export import export_onnx
+from fairlead.errors import FairleadError
 
 KINDS = ("json", "json-16k", "sse")
 PEERS = {"smg": "random", "sglang-router": "random", "vllm-router": "random"}
-MODEL = "m"
-
-_ANSWER = json.dumps(
-    {
-        "id": "cmpl-1",
-        "object": "text_completion",
-        "created": 1,
-        "model": MODEL,
-        "choices": [{"index": 0, "text": " hello world", "finish_reason": "length"}],
-        "usage": {"prompt_tokens": 7, "total_tokens": 9, "completion_tokens": 2},
-    }
-).encode()
-_EVENT = {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": MODEL}
-_EVENTS = [
-    b"data: %b\n\n" % json.dumps(_EVENT | {"choices": [{"index": 0, "text": f" tok{i}"}]}).encode()
-    for i in range(20)
-] + [b"data: [DONE]\n\n"]
-_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\n%b\r\n\r\n"
+OURS, DIRECT = "ours (network)", "direct"
+COMPARED = ("cpu_ms", "p50_ms", "p99_ms")
+Rows = Mapping[str, Mapping[str, float]]
+"""By gateway, then by column."""
 
 
-def _whole(body: bytes, kind: bytes = b"application/json") -> bytes:
-    return _HEAD % (kind, b"content-length: %d" % len(body)) + body
+class Turn(NamedTuple):
+    """What one turn gave."""
 
-
-class InstantBackend(asyncio.Protocol):
-    """Answers at once; each event of a stream is a write of its own, a turn of the loop apart."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Somebody connected."""
-        self.transport: Any = transport
-        self.parser = httptools.HttpRequestParser(self)
-
-    def data_received(self, data: bytes) -> None:
-        """Parse."""
-        self.parser.feed_data(data)
-
-    def on_message_begin(self) -> None:
-        """A new request."""
-        self.path, self.body = b"", b""
-
-    def on_url(self, url: bytes) -> None:
-        """Its path."""
-        self.path += url
-
-    def on_body(self, body: bytes) -> None:
-        """Its body."""
-        self.body += body
-
-    def on_message_complete(self) -> None:
-        """Answer."""
-        if b'"stream":true' in self.body.replace(b" ", b""):
-            kind = b"text/event-stream"
-            self.transport.write(_HEAD % (kind, b"transfer-encoding: chunked"))
-            self._send(0)
-        elif self.path == b"/v1/models":
-            cards = {"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "vllm"}]}
-            self.transport.write(_whole(json.dumps(cards).encode()))
-        elif self.path.startswith(b"/v1/"):
-            self.transport.write(_whole(_ANSWER))
-        elif self.path == b"/get_model_info" or self.path == b"/server_info":
-            self.transport.write(_whole(b'{"model_path": "m"}'))
-        else:
-            self.transport.write(_whole(b"", b"text/plain"))
-
-    def _send(self, index: int) -> None:
-        if self.transport.is_closing():
-            return
-        event = _EVENTS[index]
-        end = b"0\r\n\r\n" if index + 1 == len(_EVENTS) else b""
-        self.transport.write(b"%x\r\n%b\r\n%b" % (len(event), event, end))
-        if not end:
-            asyncio.get_running_loop().call_soon(self._send, index + 1)
-
-
-class CopyClient(asyncio.Protocol):
-    """The floor: copies a client's bytes to one backend and back, parsing both, deciding nothing."""
-
-    def __init__(self, backend: int) -> None:
-        """`backend` is its port."""
-        self.backend = backend
-        self.waiting: list[bytes] = []
-        self.upstream: Any = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A client connected."""
-        self.transport: Any = transport
-        self.parser = httptools.HttpRequestParser(object())
-        loop = asyncio.get_running_loop()
-        self.task = loop.create_task(
-            loop.create_connection(lambda: CopyUpstream(self), "127.0.0.1", self.backend)
-        )
-
-    def data_received(self, data: bytes) -> None:
-        """Copy."""
-        self.parser.feed_data(data)
-        if self.upstream is None:
-            self.waiting.append(data)
-        else:
-            self.upstream.write(data)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        """It left."""
-        if self.upstream is not None:
-            self.upstream.close()
-
-
-class CopyUpstream(asyncio.Protocol):
-    """The other half of the floor."""
-
-    def __init__(self, client: CopyClient) -> None:
-        """For one client."""
-        self.client = client
-        self.parser = httptools.HttpResponseParser(object())
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Connected."""
-        self.client.upstream = transport
-        for data in self.client.waiting:
-            self.client.upstream.write(data)
-
-    def data_received(self, data: bytes) -> None:
-        """Copy."""
-        self.parser.feed_data(data)
-        self.client.transport.write(data)
-
-
-async def listen(ports: list[int], backend: int = 0) -> None:
-    """Serve for ever: as instant backends, or as the copying proxy before the port `backend`."""
-    loop = asyncio.get_running_loop()
-    servers = [
-        await loop.create_server(
-            (lambda: CopyClient(backend)) if backend else InstantBackend, "127.0.0.1", port, backlog=1024
-        )
-        for port in ports
-    ]
-    await asyncio.gather(*[server.serve_forever() for server in servers])
+    times: Any
+    """(requests,) s until the answer; for streams until its first event."""
+    seconds: float
+    cpu_s: float
+    """Of the gateway."""
 
 
 class Asker(asyncio.Protocol):
-    """A client that asks again as soon as it is answered."""
+    """A client that asks again as soon as it is answered, until it is told to stop."""
 
-    def __init__(self, request: bytes, times: list[float], end: bytes, first: bytes) -> None:
+    def __init__(self, request: bytes, end: bytes, first: bytes) -> None:
         """`end` ends an answer; the time until `first` is noted."""
-        self.request, self.times, self.end, self.first = request, times, end, first
+        self.request, self.end, self.first = request, end, first
+        self.times: list[float] = []
+        self.stopping = False
+        self.stopped = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Ask."""
@@ -197,71 +87,142 @@ class Asker(asyncio.Protocol):
         if not self.noted and self.first in self.seen:
             self.noted = True
             self.times.append(time.perf_counter() - self.began)
-        if self.seen.endswith(self.end):
+        if not self.seen.endswith(self.end):
+            return
+        if self.stopping:
+            self.stopped.set_result(None)
+        else:
             self._ask()
 
+    def connection_lost(self, error: Exception | None) -> None:
+        """Nothing may be lost."""
+        if not self.stopped.done():
+            self.stopped.set_exception(FairleadError("a gateway closed a connection in the middle"))
 
-async def ask(port: int, kind: str, connections: int, seconds: float) -> list[float]:
-    """Times in s until the answer (for streams: its first event), from all connections."""
+
+async def ask(port: int, kind: str, connections: int, seconds: float, pid: int | None = None) -> Turn:
+    """Ask on so many connections for a while, after a fifth of that to warm up."""
     prompt = "x" * (16_000 if kind == "json-16k" else 60)
     content = {"model": MODEL, "prompt": prompt, "max_tokens": 20, "stream": kind == "sse"}
     body = json.dumps(content).encode()
     head = b"POST /v1/completions HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/json\r\n"
     request = head + b"Accept: */*\r\nUser-Agent: overhead\r\nContent-Length: %d\r\n\r\n" % len(body) + body
     end, first = (b"0\r\n\r\n", b"data:") if kind == "sse" else (b'"completion_tokens": 2}}', b'"usage"')
-    times: list[float] = []
     loop = asyncio.get_running_loop()
-    transports = [
-        (await loop.create_connection(lambda: Asker(request, times, end, first), "127.0.0.1", port))[0]
+    askers = [
+        (await loop.create_connection(lambda: Asker(request, end, first), "127.0.0.1", port))[1]
         for _ in range(connections)
     ]
+    await asyncio.sleep(seconds / 5)
+    warm = [len(asker.times) for asker in askers]
+    began, cpu = time.perf_counter(), cpu_time(pid) if pid else 0.0
     await asyncio.sleep(seconds)
-    for transport in transports:
-        transport.abort()
-    return times
+    for asker in askers:
+        asker.stopping = True
+    async with asyncio.timeout(30):
+        await asyncio.gather(*[asker.stopped for asker in askers])
+    took = time.perf_counter() - began
+    used = cpu_time(pid) - cpu if pid else 0.0
+    for asker in askers:
+        asker.transport.abort()
+    times = [each for asker, before in zip(askers, warm, strict=True) for each in asker.times[before:]]
+    return Turn(np.array(times), took, used)
 
 
-def quantile(times: list[float], share: float) -> float:
-    """In ms."""
-    return sorted(times)[int(share * (len(times) - 1))] * 1e3 if times else float("nan")
+def cpu_time(pid: int) -> float:
+    """What a process has taken with all its threads, user and system, to the microsecond (s).
+
+    The number of another process's clock is what `clock_getcpuclockid(3)` makes of its id.
+    """
+    return time.clock_gettime((~pid << 3) | 2)
 
 
-def measure(port: int, pid: int, direct: int, seconds: float) -> dict[str, dict[str, float]]:
-    """All kinds of requests through one gateway."""
+def round_of(
+    ports: Mapping[str, tuple[int, int]], direct: int, kind: str, seconds: float, first: int
+) -> dict[str, dict[str, float]]:
+    """One kind of request through all gateways, each (port, process id), from number `first` on."""
+    times: dict[str, Any] = {}
+    for name in rotated([DIRECT, *ports], first):
+        port = direct if name == DIRECT else ports[name][0]
+        times[name] = np.quantile(uvloop.run(ask(port, kind, 1, seconds)).times, (0.5, 0.99)) * 1e3
     result = {}
-    for kind in KINDS:
-        uvloop.run(ask(port, kind, 16, 0.5))
-        before = cpu_seconds(pid)
-        began = time.perf_counter()
-        busy = uvloop.run(ask(port, kind, 16, seconds))
-        took = time.perf_counter() - began
-        cpu = cpu_seconds(pid) - before
-        # Direct and proxied in turns, so that both meet the same machine.
-        alone: list[float] = []
-        straight: list[float] = []
-        for _ in range(4):
-            alone += uvloop.run(ask(port, kind, 1, seconds / 8))
-            straight += uvloop.run(ask(direct, kind, 1, seconds / 8))
-        result[kind] = {
-            "cpu_ms": cpu / max(1, len(busy)) * 1e3,
-            "requests_per_s": len(busy) / took,
-            "added_p50_ms": quantile(alone, 0.5) - quantile(straight, 0.5),
-            "added_p99_ms": quantile(alone, 0.99) - quantile(straight, 0.99),
+    for name in rotated(list(ports), first):
+        port, pid = ports[name]
+        turn = uvloop.run(ask(port, kind, 16, seconds, pid))
+        (p50, p99), (straight50, straight99) = times[name], times[DIRECT]
+        result[name] = {
+            "cpu_ms": turn.cpu_s / len(turn.times) * 1e3,
+            "requests_per_s": len(turn.times) / turn.seconds,
+            "p50_ms": p50,
+            "p99_ms": p99,
+            "added_p50_ms": p50 - straight50,
+            "added_p99_ms": p99 - straight99,
         }
     return result
 
 
-def better(a: dict[str, Any] | None, b: dict[str, Any]) -> dict[str, Any]:
-    """The best of two rounds, number by number."""
-    if a is None:
-        return b
-    return {
-        kind: {
-            name: (max if name == "requests_per_s" else min)(a[kind][name], value)
-            for name, value in b[kind].items()
+def rotated(names: list[str], first: int) -> list[str]:
+    """The same names in the same circle, beginning elsewhere."""
+    first %= len(names)
+    return names[first:] + names[:first]
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
+    """The geometric mean of the ratios in paired rounds, and its 95 % interval."""
+    logs = np.log(np.array(ours) / np.array(theirs))
+    mean, rounds = float(logs.mean()), len(logs)
+    if rounds < 2:
+        return math.exp(mean), 0.0, math.inf
+    half = float(stats.t.ppf(0.975, rounds - 1) * logs.std(ddof=1)) / math.sqrt(rounds)
+    return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
+
+
+def summary(rounds: Sequence[Mapping[str, Rows]]) -> tuple[dict[str, Rows], dict[str, Any]]:
+    """Medians over the rounds by kind and gateway, and ours compared with each of the others."""
+    medians, ratios = {}, {}
+    for kind, rows in rounds[0].items():
+        series = {
+            name: {column: [each[kind][name][column] for each in rounds] for column in row}
+            for name, row in rows.items()
         }
-        for kind in b
-    }
+        medians[kind] = {
+            name: {column: float(np.median(values)) for column, values in columns.items()}
+            for name, columns in series.items()
+        }
+        ratios[kind] = {
+            name: {column: ratio(series[OURS][column], columns[column]) for column in COMPARED}
+            for name, columns in series.items()
+            if name != OURS
+        }
+    return medians, ratios
+
+
+def tables(medians: Mapping[str, Rows], ratios: Mapping[str, Any]) -> str:
+    """Both as Markdown."""
+    lines = [
+        "| request | gateway | cpu ms | rps | added p50 ms | added p99 ms |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {kind} | {name} | {row['cpu_ms']:.3f} | {row['requests_per_s']:.0f} | {row['added_p50_ms']:.3f} "
+        f"| {row['added_p99_ms']:.3f} |"
+        for kind, rows in medians.items()
+        for name, row in rows.items()
+    ]
+    lines += ["", "| request | ours : | cpu | p50 | p99 |", "|---|---|---|---|---|"]
+    for kind, others in ratios.items():
+        for name, found in others.items():
+            cells = [
+                f"{mean:.2f} ({low:.2f} to {high:.2f})" for mean, low, high in (found[c] for c in COMPARED)
+            ]
+            lines.append(f"| {kind} | {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def busy_seconds() -> float:
+    """Processor time that anybody has used on this machine since it started, what its host took included."""
+    user, nice, system, _, _, *others = map(int, Path("/proc/stat").read_text().split()[1:9])
+    return (user + nice + system + sum(others)) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
@@ -271,16 +232,11 @@ def main() -> None:
         "--environments", type=Path, default=Path(".environments"), help="where the peers are"
     )
     parser.add_argument("--peers", default=",".join(PEERS), help="names separated by commas; empty: none")
-    parser.add_argument("--policy", type=Path, help="a policy.onnx for ours")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of load for each number")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="where to write the numbers")
-    parser.add_argument("--listen", help=argparse.SUPPRESS)
-    parser.add_argument("--copy", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--policy", default="fairlead/generalist", help="of ours; or a policy.onnx")
+    parser.add_argument("--seconds", type=float, default=0.25, help="of each turn")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--json", type=Path, help="where to write the numbers, those of each round too")
     options = parser.parse_args()
-    if options.listen:
-        uvloop.run(listen([int(port) for port in options.listen.split(",")], options.copy))
-        return
     cores = sorted(os.sched_getaffinity(0))
     gateway_core, other = str(cores[0]), cores[-1]
     os.sched_setaffinity(0, {other})
@@ -288,24 +244,18 @@ def main() -> None:
         logs = Path(folder)
         ports = [free_port() for _ in range(4)]
         urls = [f"http://127.0.0.1:{port}" for port in ports]
-        this = [sys.executable, __file__]
+        instant = [sys.executable, str(Path(__file__).with_name("instant.py"))]
         listening = ",".join(map(str, ports))
-        backends = stack.enter_context(running([*this, "--listen", listening], logs / "backends.log"))
+        backends = stack.enter_context(running([*instant, listening], logs / "backends.log"))
         wait_until_it_serves(urls[0], MODEL, backends, logs / "backends.log")
-        policy = options.policy
-        if policy is None:
-            from fairlead.policy.network import RouterNetwork
-
-            policy = logs / "untrained.onnx"
-            export_onnx(RouterNetwork(), policy, config={}, training={})
         pin = ["taskset", "-c", gateway_core]
         serve = [*pin, sys.executable, "-m", "fairlead", "serve", "--set", "logs.requests=false"]
         for url in urls:
             serve += ["--backend", url]
         commands = {
-            "ours (network)": lambda port: [*serve, "--policy", str(policy), "--port", str(port)],
+            OURS: lambda port: [*serve, "--policy", options.policy, "--port", str(port)],
             "ours (least_work)": lambda port: [*serve, "--policy", "least_work", "--port", str(port)],
-            "copy": lambda port: [*pin, *this, "--listen", str(port), "--copy", str(ports[0])],
+            "copy": lambda port: [*pin, *instant, str(port), "--copy", str(ports[0])],
         }
         for name in filter(None, options.peers.split(",")):
             root = install(name, options.environments)
@@ -321,21 +271,22 @@ def main() -> None:
             child = stack.enter_context(running(command(port), log))
             wait_until_it_serves(f"http://127.0.0.1:{port}", MODEL, child, log)
             children[name] = (port, child.pid)
-        best: dict[str, Any] = {}
+        measured = [os.getpid(), backends.pid, *(pid for _, pid in children.values())]
+        began, before = time.perf_counter(), busy_seconds() - sum(map(cpu_time, measured))
+        rounds = []
         for number in range(options.rounds):
-            for name, (port, pid) in children.items():
-                say(f"round {number + 1} of {options.rounds}: {name}")
-                best[name] = better(best.get(name), measure(port, pid, ports[0], options.seconds))
-    print(f"{'gateway':24}{'request':10}{'cpu ms':>9}{'rps':>9}{'added p50 ms':>14}{'added p99 ms':>14}")
-    for kind in KINDS:
-        for name in children:
-            row = best[name][kind]
-            print(
-                f"{name:24}{kind:10}{row['cpu_ms']:9.4f}{row['requests_per_s']:9.0f}"
-                f"{row['added_p50_ms']:14.3f}{row['added_p99_ms']:14.3f}"
+            say(f"round {number + 1} of {options.rounds}")
+            rounds.append(
+                {kind: round_of(children, ports[0], kind, options.seconds, number) for kind in KINDS}
             )
+        others = busy_seconds() - sum(map(cpu_time, measured)) - before
+        load = others / (time.perf_counter() - began)
+    medians, ratios = summary(rounds)
+    print(tables(medians, ratios))
+    print(f"\n{options.rounds} rounds, {len(cores)} cores; other programs kept {load:.2f} cores busy")
     if options.json:
-        options.json.write_text(json.dumps({"cores": len(cores), "results": best}, indent=2))
+        found = {"cores": len(cores), "others": load, "results": medians, "ratios": ratios, "rounds": rounds}
+        options.json.write_text(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":
