@@ -48,6 +48,11 @@ def test_routes_as_the_network_does(policy):
     actions = router.route(view)
     assert actions.dtype == np.int64
     np.testing.assert_array_equal(actions, NetworkRouter(trained()).route(view))
+    # One cluster at a time, as in a gateway; other sizes between them.
+    for one in range(8):
+        alone = View(view.replicas[one : one + 1], view.request[one : one + 1])
+        np.testing.assert_array_equal(router.route(alone), actions[one : one + 1])
+        assert router.route(View(alone.replicas[:, : 1 + one % 3], alone.request)).shape == (1,)
 
 
 def test_an_unavailable_replica_is_never_chosen_and_the_others_keep_their_scores(policy):

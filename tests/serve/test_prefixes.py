@@ -20,12 +20,12 @@ def test_what_a_conversation_sent_before_is_expected_to_be_cached(play):
     async def scene(world):
         for turns in (1, 2, 3):
             await world.ask("/v1/chat/completions", ask(turns))
-        view = world.gateway.decider.view(1)
+        room = world.gateway.decider.room(1)
         # Two of the three turns were sent before.
-        hits = view.replicas[0][:, schema.EXPECTED_PREFIX_HIT_TOKENS]
-        assert 0.5 < hits.max() / view.request[0, schema.PROMPT_TOKENS] < 0.7
+        hits = room.replicas[:, schema.EXPECTED_PREFIX_HIT_TOKENS]
+        assert 0.5 < hits.max() / room.request[schema.PROMPT_TOKENS] < 0.7
         await world.ask("/v1/chat/completions", ask(1) | {"user": "somebody"})
-        assert world.gateway.decider.view(1).request[0, schema.SESSION] > 0
+        assert room.request[schema.SESSION] > 0
 
     play(scene, backends=1)
 
@@ -114,7 +114,7 @@ CACHE_METRICS = (
 
 def expected_hit(world):
     """Of the last decision, for its only backend."""
-    return world.gateway.decider.view(1).replicas[0, 0, schema.EXPECTED_PREFIX_HIT_TOKENS]
+    return world.gateway.decider.room(1).replicas[0, schema.EXPECTED_PREFIX_HIT_TOKENS]
 
 
 @pytest.mark.parametrize("seen_by", ["health checks", "its counters"])

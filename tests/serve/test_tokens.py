@@ -64,12 +64,30 @@ def test_usage_settles_what_merged_events_hide():
     ] == [1, 3, 1]
 
 
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
+def test_pieces_of_whole_events_are_counted_like_any_others(separators):
+    def compact(content):
+        return f"data: {json.dumps(content, separators=separators)}\n\n".encode()
+
+    word = compact({"choices": [{"text": "a text, not an event: b"}]})
+    empty = compact({"choices": []})
+    total = compact({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 8}})
+    meter = EventMeter()
+    assert [meter.feed(piece) for piece in (word[:9], word[9:])] == [0, 1]
+    assert [meter.feed(piece) for piece in (word, word + word, word + empty)] == [1, 2, 1]
+    assert [meter.feed(piece) for piece in (b": ping\n\n", empty, event("[DONE]"))] == [0, 0, 0]
+    assert meter.feed(total) == 0 and meter.tokens == 8
+
+
 def test_a_text_about_usage_is_not_usage():
     said = json.dumps({"choices": [{"text": '"usage": {"prompt_tokens": 99, "completion_tokens": 99}'}]})
     assert find_usage(said.encode()) is None
     nested = b'{"usage": {"prompt_tokens": 3, "details": {"x": 1}, "completion_tokens": 4}}'
     assert find_usage(nested) == Usage(3, 4)
     assert find_usage(b'"usage":null') is None
+    # The last one that is whole counts.
+    several = b'{"usage": {"input_tokens": 1}}\n{"usage": {"input_tokens": 2, "output_tokens": 3}}'
+    assert find_usage(several + b'{"usage": null}{"usage": {"input_tok') == Usage(2, 3)
 
 
 def test_prompt_lengths_are_learned_per_model():

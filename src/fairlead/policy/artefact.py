@@ -17,7 +17,8 @@ from fairlead import rng
 from fairlead.errors import FairleadError
 from fairlead.policy import forward
 from fairlead.policy.constants import read_constants
-from fairlead.view.features import FEATURES, features_batch
+from fairlead.view.features import FEATURES, NUM_FEATURES, features_batch
+from fairlead.view.features import features as write_features
 from fairlead.view.preference import DEFAULT_FAVOR, check_favor
 from fairlead.view.schema import View, schema_hash
 
@@ -126,6 +127,8 @@ class OnnxRouter:
                 f"{self.metadata.fairlead_version}) than this program's ({expected}); train it again"
             )
         self._actor = self._compiled(content, len(features), path)
+        self._seen: dict[int, npt.NDArray[np.float32]] = {}
+        """Room for the features of one cluster, by its replicas."""
 
     def _compiled(self, content: bytes, features: int, path: Path) -> forward.Actor | None:
         """What the compiled code needs, once it is sure that its scores are the graph's.
@@ -183,5 +186,13 @@ class OnnxRouter:
 
     def route(self, view: View) -> npt.NDArray[np.int64]:
         """The replica with the highest score for each cluster's request: (K,)."""
-        actions: npt.NDArray[np.int64] = self.logits(features_batch(view, self.favor)).argmax(-1)
+        clusters, replicas = view.replicas.shape[:2]
+        if clusters == 1:  # as in a gateway, where making arrays would take longer than filling them
+            seen = self._seen.get(replicas)
+            if seen is None:
+                seen = self._seen[replicas] = np.empty((1, replicas, NUM_FEATURES), np.float32)
+            write_features(view.replicas[0], view.request[0], self.favor, seen[0])
+        else:
+            seen = features_batch(view, self.favor)
+        actions: npt.NDArray[np.int64] = self.logits(seen).argmax(-1)
         return actions

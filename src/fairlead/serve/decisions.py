@@ -5,7 +5,7 @@ the deadline is checked when it returns: a decision that came too late counts as
 """
 
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -82,6 +82,16 @@ def warm_learned() -> None:
     forward.logits(smallest, np.ones((1, 1, 1), np.float32))
 
 
+class Room(NamedTuple):
+    """A view to be written into, and its parts."""
+
+    view: View
+    replicas: npt.NDArray[np.float64]
+    """(R, columns)."""
+    request: Any
+    """(columns,) memory of the request's columns: single numbers are written faster through it."""
+
+
 class Routers(NamedTuple):
     """What decides, what stands in for it, what only watches."""
 
@@ -122,7 +132,7 @@ class Decider:
         self.shadow_decisions = 0
         self.shadow_agreed = 0
         self.shadow_errors = 0
-        self._views: dict[int, View] = {}
+        self._rooms: dict[int, Room] = {}
         warm_learned()
         self.replace(settings)
 
@@ -142,13 +152,13 @@ class Decider:
         """The policy is not asked before this time (s, monotonic): the fallback decides."""
         self.last_error = ""
 
-    def view(self, count: int) -> View:
+    def room(self, count: int) -> Room:
         """Room for a view of `count` backends, used again for every decision."""
-        view = self._views.get(count)
-        if view is None:
+        room = self._rooms.get(count)
+        if room is None:
             view = View(np.zeros((1, count, NUM_REPLICA_COLUMNS)), np.zeros((1, NUM_REQUEST_COLUMNS)))
-            self._views[count] = view
-        return view
+            room = self._rooms[count] = Room(view, view.replicas[0], view.request[0].data)
+        return room
 
     def choose(self, view: View, now: float) -> Choice:
         """The choice for a view of one cluster.

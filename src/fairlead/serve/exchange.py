@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from fairlead.serve.backend import Backend
 from fairlead.serve.facts import GENERATE, Facts, partial_facts, read_facts, repeatable
 from fairlead.serve.frontend import Request
@@ -64,6 +67,9 @@ class Dispatcher(Protocol):
     def place(self, exchange: "Exchange") -> Backend | None:
         """Choose a backend; None if the exchange has to wait or has been answered."""
 
+    def remember(self, keys: npt.NDArray[np.uint64], backend: Backend) -> None:
+        """A prompt with these `keys` has been sent to `backend`."""
+
     def has_other(self, model: str, excluded: Sequence[Backend]) -> bool:
         """Whether a backend besides `excluded` could take it."""
 
@@ -106,6 +112,7 @@ class Exchange:
         "expected_hit",
         "facts",
         "head_only",
+        "keys",
         "logged",
         "outcome",
         "output_tokens",
@@ -149,6 +156,8 @@ class Exchange:
         """Whether the tokens of its prompt were counted, not estimated."""
         self.expected_hit = 0.0
         """Tokens of the prompt that the chosen backend may have cached."""
+        self.keys: npt.NDArray[np.uint64] | None = None
+        """Of its prompt's chunks, from the choice of a backend until that is known to have been sent them."""
         self.usage: Usage | None = None
         self.output_tokens = 0
         self.logged: list[object] | None = None
@@ -235,13 +244,17 @@ class Exchange:
         self.backend = backend
         self.attempts += 1
         kind = OTHER if self.request.path not in GENERATE else STREAM if self.facts.stream else WHOLE
+        backend.in_flight += 1
+        backend.requests += 1
+        self.deadline = self.decided + gateway.timeouts.first_byte
+        backend.pool.connect(self, fresh=self._stale)
+        # On its way: the books, which nobody reads before the next decision, need not hold it up.
         self._entry = gateway.ledger.routed(
             backend.row, self.prompt_estimate, self.decided, kind, self.expected_hit
         )
-        backend.in_flight += 1
-        backend.requests += 1
-        self.deadline = monotonic() + gateway.timeouts.first_byte
-        backend.pool.connect(self, fresh=self._stale)
+        if self.keys is not None:
+            gateway.remember(self.keys, backend)
+            self.keys = None
 
     def dispatch_again(self) -> None:
         """A place may have become free for a request that waits."""

@@ -7,6 +7,7 @@ or missing hosts, anything over a limit. After a refusal nothing more of the con
 
 import asyncio
 from collections import deque
+from collections.abc import Mapping
 from time import monotonic
 from typing import Protocol, cast
 
@@ -14,8 +15,6 @@ import httptools
 
 from fairlead.serve.messages import Headers, answer, error_body
 from fairlead.serve.settings import Limits, Timeouts
-
-_EXAMINED = frozenset((b"content-length", b"transfer-encoding", b"host", b"expect"))
 
 LINGER_S = 2.0
 """After an answer that ends a connection, the rest of the client's bytes is thrown away for this long, so
@@ -51,6 +50,9 @@ class Application(Protocol):
         ...
 
 
+_NOTHING: Mapping[bytes, bytes] = {}
+
+
 class Request:
     """The head of a request, and how it is to be answered."""
 
@@ -60,6 +62,7 @@ class Request:
         "complete",
         "connection",
         "expects_continue",
+        "first",
         "headers",
         "length",
         "method",
@@ -81,6 +84,8 @@ class Request:
         self.path = b""
         """The target without its query."""
         self.headers: Headers = []
+        self.first: Mapping[bytes, bytes] = _NOTHING
+        """The first header of each (lower-case) name, once the head has come."""
         self.length = -1
         """Of the body as declared; -1 if it is chunked."""
         self.received = 0
@@ -99,10 +104,12 @@ class Request:
 
     def header(self, name: bytes) -> bytes:
         """The first header of this (lower-case) name; empty if there is none."""
-        for lower, _, value in self.headers:
-            if lower == name:
-                return value
-        return b""
+        return self.first.get(name, b"")
+
+
+def head_size(request: Request) -> int:
+    """Bytes of a request's target and headers."""
+    return len(request.target) + sum(len(name) + len(value) + 4 for _, name, value in request.headers)
 
 
 class ClientConnection(asyncio.Protocol):
@@ -111,8 +118,10 @@ class ClientConnection(asyncio.Protocol):
     __slots__ = (
         "_application",
         "_broken",
+        "_chunk_bytes",
         "_closing",
         "_head_bytes",
+        "_head_first",
         "_incoming",
         "_lingering",
         "_parser",
@@ -130,7 +139,9 @@ class ClientConnection(asyncio.Protocol):
         self._application = application
         self._queue: deque[Request] = deque()
         self._incoming: Request | None = None  # being parsed
-        self._head_bytes = 0
+        self._chunk_bytes = 0  # of what is being parsed
+        self._head_bytes = 0  # since the request began, what came with its first byte aside
+        self._head_first = 0  # that
         self._broken = False  # what came cannot be understood, nor can what follows
         self._closing = False
         self._lingering = False
@@ -173,7 +184,8 @@ class ClientConnection(asyncio.Protocol):
             return
         if self._incoming is None and not self._queue:
             self.deadline = monotonic() + self._application.timeouts.header
-        self._head_bytes += len(data)
+        self._chunk_bytes = len(data)
+        self._head_bytes += self._chunk_bytes
         self._feed(data)
         incoming = self._incoming
         if (
@@ -205,6 +217,7 @@ class ClientConnection(asyncio.Protocol):
         else:
             self._incoming = Request(self)
             self._head_bytes = 0
+            self._head_first = self._chunk_bytes
 
     def on_url(self, url: bytes) -> None:
         """A piece of the target."""
@@ -399,24 +412,19 @@ class ClientConnection(asyncio.Protocol):
         if request.method == b"CONNECT":
             return 405, "CONNECT is not offered"
         version = self._parser.get_http_version()
-        hosts = coded = 0
-        size = len(request.target)
-        for lower, name, value in request.headers:
-            size += len(name) + len(value) + 4
-            if lower not in _EXAMINED:
-                continue
-            if lower == b"content-length":
-                request.length = int(value)
-            elif lower == b"transfer-encoding":
-                coded += 1
-                if value.strip().lower() != b"chunked":
+        headers = request.headers
+        first = request.first = {lower: value for lower, _, value in reversed(headers)}
+        if b"content-length" in first:
+            request.length = int(first[b"content-length"])
+        if coded := b"transfer-encoding" in first:
+            for lower, _, value in headers:
+                if lower == b"transfer-encoding" and value.strip().lower() != b"chunked":
                     return 501, "the only transfer coding is chunked"
-            elif lower == b"host":
-                hosts += 1
-            elif lower == b"expect":
-                request.expects_continue = value.strip().lower() == b"100-continue"
-                if not request.expects_continue:
+        if b"expect" in first:
+            for lower, _, value in headers:
+                if lower == b"expect" and value.strip().lower() != b"100-continue":
                     return 417, "the only expectation is 100-continue"
+            request.expects_continue = True
         if version not in ("1.1", "1.0"):
             return 505, "the HTTP version is 1.1 or 1.0"
         request.old = version == "1.0"
@@ -424,9 +432,16 @@ class ClientConnection(asyncio.Protocol):
             return 400, "HTTP/1.0 has no chunks"
         if not coded and request.length < 0:
             request.length = 0
+        if len(first) < len(headers):
+            hosts = sum(lower == b"host" for lower, _, _ in headers)
+        else:
+            hosts = b"host" in first
         if hosts > 1 or (hosts == 0 and not request.old):
             return 400, "exactly one Host header is needed"
-        if size > limits.max_header_bytes or len(request.headers) > limits.max_headers:
+        if len(headers) > limits.max_headers or (
+            self._head_first + self._head_bytes > limits.max_header_bytes  # perhaps: the body is in it
+            and head_size(request) > limits.max_header_bytes
+        ):
             return 431, "the request's head is too large"
         if request.length > limits.max_body_bytes:
             return 413, "the request's body is too large"

@@ -13,6 +13,8 @@ from time import monotonic
 from typing import Any
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from fairlead import rng
 from fairlead.errors import FairleadError
@@ -20,6 +22,7 @@ from fairlead.serve.backend import Backend
 from fairlead.serve.decisions import Decider, PolicyFailed
 from fairlead.serve.descriptors import most_connections
 from fairlead.serve.exchange import Exchange
+from fairlead.serve.facts import STATELESS
 from fairlead.serve.frontend import ClientConnection, Request, Sink
 from fairlead.serve.ledger import Ledger
 from fairlead.serve.local import LocalAnswer
@@ -199,7 +202,7 @@ class Gateway:
             return LocalAnswer(request, lambda: self._own(path), request_id)
         if self.keyed and not self._authorised(request):
             return self._refuse(request, 401, "a valid API key is needed", request_id)
-        if b".." in path or b"%2e" in path.lower():
+        if path not in STATELESS and (b".." in path or b"%2e" in path.lower()):
             return self._refuse(request, 400, "the path must not contain '..'", request_id)
         if path == b"/v1/models" and request.method in (b"GET", b"HEAD") and self._has_models():
             return LocalAnswer(request, self._models, request_id)
@@ -283,6 +286,11 @@ class Gateway:
             exchange.fail(500, f"the routing policy failed: {failure}", "policy")
             return None
 
+    def remember(self, keys: npt.NDArray[np.uint64], backend: Backend) -> None:
+        """A prompt with these `keys` (chunks,) has been sent to `backend`, which may keep it cached."""
+        if backend.reading is None or backend.reading.caches_prefixes:
+            self.prefixes.sent(backend.row, keys)
+
     def _admitting(self, found: list[Backend], now: float) -> list[Backend]:
         """Of these, the backends under their limit; one that has just returned only now and then."""
         free = [backend for backend in found if backend.in_flight < backend.limit]
@@ -354,8 +362,7 @@ class Gateway:
             exchange.waiting = False
             self.queue.remove(exchange)
         request = exchange.request
-        path = request.path.decode("latin-1")
-        key = (path if path in _COUNTED else "other", exchange.status)
+        key = (_COUNTED.get(request.path, "other"), exchange.status)
         self.requests[key] = self.requests.get(key, 0) + 1
         if exchange.span is not None and self.traces is not None:
             self.traces.end(exchange.span, exchange, backend, key[0])
@@ -405,8 +412,9 @@ class Gateway:
         return 200, b"application/json", body
 
 
-_COUNTED = frozenset(
-    (
+_COUNTED = {
+    path.encode(): path
+    for path in (
         "/v1/completions",
         "/v1/chat/completions",
         "/v1/embeddings",
@@ -414,4 +422,5 @@ _COUNTED = frozenset(
         "/v1/models",
         "/v1/messages",
     )
-)
+}
+"""Paths that requests are counted by."""

@@ -1,5 +1,6 @@
 """The heads of requests and answers on their way through: which headers are passed on, which are added."""
 
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from fairlead.serve.messages import CONTEXT_HEADERS, HOP_BY_HOP, VIA, Headers, named_in_connection
@@ -16,7 +17,6 @@ _DROPPED_FROM_REQUEST = HOP_BY_HOP | {
     b"x-forwarded-proto",
     b"via",
 }
-_DROPPED_WHEN_TRACED = _DROPPED_FROM_REQUEST | CONTEXT_HEADERS
 _DROPPED_FROM_ANSWER = HOP_BY_HOP | {b"content-length", b"x-request-id", b"via"}
 
 LOAD_FORMAT = b"endpoint-load-metrics-format"
@@ -48,27 +48,20 @@ def request_head(
     """
     target = backend.prefix + request.target
     lines = [b"%b %b HTTP/1.1\r\nHost: %b" % (request.method, target, backend.authority)]
-    named = named_in_connection(request.headers)
-    forwarded = via = b""
-    dropped = _DROPPED_FROM_REQUEST if context is None else _DROPPED_WHEN_TRACED
-    for lower, name, value in request.headers:
-        if lower in dropped:
-            if lower == b"x-forwarded-for":
-                forwarded += value + b", "
-            elif lower == b"via":
-                via += value + b", "
-        elif lower == b"authorization" and (keyed or backend.authorization):
-            pass  # it was meant for the gateway
-        elif plain and lower == b"accept-encoding":
-            pass
-        elif lower not in named:
-            lines.append(name + b": " + value)
+    headers, first = request.headers, request.first
+    # An `Authorization` was meant for the gateway, where it is asked for or a backend has its own.
+    dropped = _dropped(context is not None, keyed or bool(backend.authorization), plain)
+    if b"connection" in first:
+        dropped |= named_in_connection(headers)
+    lines += [name + b": " + value for lower, name, value in headers if lower not in dropped]
     if backend.authorization:
         lines.append(b"Authorization: " + backend.authorization)
     if orca and not request.header(LOAD_FORMAT):
         lines.append(LOAD_FORMAT + b": TEXT")
     for _, name, value in context or ():
         lines.append(name + b": " + value)
+    forwarded = _all(headers, b"x-forwarded-for") if b"x-forwarded-for" in first else b""
+    via = _all(headers, b"via") if b"via" in first else b""
     connection = request.connection
     lines.append(
         b"X-Request-Id: %b\r\nX-Forwarded-For: %b%b\r\nX-Forwarded-Proto: %b\r\nVia: %b%b\r\n%b\r\n"
@@ -83,6 +76,24 @@ def request_head(
         )
     )
     return b"\r\n".join(lines)
+
+
+@cache
+def _dropped(traced: bool, authorized: bool, plain: bool) -> frozenset[bytes]:
+    """Headers of a request that are not passed on."""
+    dropped = _DROPPED_FROM_REQUEST
+    if traced:
+        dropped |= CONTEXT_HEADERS
+    if authorized:
+        dropped |= {b"authorization"}
+    if plain:
+        dropped |= {b"accept-encoding"}
+    return dropped
+
+
+def _all(headers: Headers, name: bytes) -> bytes:
+    """The values of all headers of this name, with a comma after each."""
+    return b"".join(value + b", " for lower, _, value in headers if lower == name)
 
 
 class Passed(NamedTuple):
@@ -103,13 +114,15 @@ class Passed(NamedTuple):
 def passed_on(headers: Headers, *, hide_report: bool) -> Passed:
     """Read an answer's `headers`; `hide_report`: its load report is for the gateway alone."""
     lines = []
-    named = named_in_connection(headers)
     events = encoded = False
     via = report = b""
+    named: frozenset[bytes] = frozenset()
     for lower, name, value in headers:
         if lower in _DROPPED_FROM_ANSWER:
             if lower == b"via":
                 via += value + b", "
+            elif lower == b"connection":
+                named = named_in_connection(headers)
             continue
         if lower == b"content-type":
             events = value.startswith(b"text/event-stream")
@@ -119,6 +132,7 @@ def passed_on(headers: Headers, *, hide_report: bool) -> Passed:
             report = value
             if hide_report:
                 continue
-        if lower not in named:
-            lines.append(name + b": " + value + b"\r\n")
+        lines.append(name + b": " + value + b"\r\n")
+    if named:
+        lines = [each for each in lines if each.partition(b":")[0].lower() not in named]
     return Passed(lines, via, events, encoded, report)

@@ -49,15 +49,14 @@ class Placement:
             tokens = self._prompts.tokens(facts.model, facts.prompt_bytes)
         exchange.decided, exchange.prompt_estimate = now, tokens
         rows = self._row_numbers(found)
-        view = self._decider.view(len(found))
-        replicas, request = view.replicas[0], view.request[0]
+        view, replicas, request = self._decider.room(len(found))
         request[schema.TTFT_TAIL_S] = self._ledger.write_view(rows, now, stale_after, replicas)
         request[schema.PROMPT_TOKENS] = tokens
         request[schema.MAX_TOKENS] = facts.max_tokens
         request[schema.EXPECTED_OUTPUT_TOKENS] = self._ledger.expected_output()
-        request[schema.SESSION] = session_number(facts.session)
+        request[schema.SESSION] = session_number(facts.session) if facts.session else 0.0
         keys = chunk_keys(facts.prompt) if len(facts.prompt) >= CHUNK_BYTES else NO_KEYS
-        if len(keys):
+        if keys is not NO_KEYS:
             tokens_per_chunk = CHUNK_BYTES * tokens / max(1, facts.prompt_bytes)
             self._prefixes.hits(rows, keys, tokens_per_chunk, tokens - 1.0, replicas)
         choice = self._decider.choose(view, now)
@@ -71,10 +70,9 @@ class Placement:
             exchange.logged = [names, replicas.tolist(), request.tolist(), round(choice.seconds, 7)]
         chosen = found[choice.row]
         exchange.expected_hit = 0.0
-        if len(keys):
+        if keys is not NO_KEYS:
             exchange.expected_hit = float(replicas[choice.row, schema.EXPECTED_PREFIX_HIT_TOKENS])
-            if chosen.reading is None or chosen.reading.caches_prefixes:
-                self._prefixes.sent(chosen.row, keys)
+            exchange.keys = keys
         return chosen
 
     def _row_numbers(self, found: list[Backend]) -> npt.NDArray[np.int64]:

@@ -7,7 +7,7 @@ answer streams, and `usage` settles the total at its end.
 import re
 from typing import NamedTuple
 
-_USAGE = re.compile(rb'"usage"\s*:\s*\{(?:[^{}]|\{[^{}]*\})*\}')
+_USAGE = re.compile(rb'"usage"\s*:\s*\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}')
 _PROMPT = re.compile(rb'"(?:prompt|input)_tokens"\s*:\s*(\d{1,12})')
 _OUTPUT = re.compile(rb'"(?:completion|output)_tokens"\s*:\s*(\d{1,12})')
 _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
@@ -31,10 +31,14 @@ def find_usage(data: bytes) -> Usage | None:
 
     Quotes inside a JSON string are escaped, so that a text about usage is not mistaken for it.
     """
-    found = None
-    for found in _USAGE.finditer(data):  # noqa: B007 (the last one counts)
-        pass
-    if found is None:
+    # From the end: what a short piece of code looks for is found faster than what an expression does.
+    at = data.rfind(b'"usage"')
+    while at >= 0:
+        found = _USAGE.match(data, at)
+        if found is not None:
+            break
+        at = data.rfind(b'"usage"', 0, at)
+    else:
         return None
     prompt, output = _PROMPT.search(found[0]), _OUTPUT.search(found[0])
     return Usage(int(prompt[1]) if prompt else -1, int(output[1]) if output else -1)
@@ -69,6 +73,12 @@ class EventMeter:
         """
         if self._tail:
             data = self._tail + data
+        elif not self._first and not self._ahead and data.endswith(b"\n\n") and b'"usage"' not in data:
+            # What nearly all pieces are: whole events, each with content and nothing else.
+            events = data.count(b'"choices":[{') or data.count(b'"choices": [{')
+            if events == data.count(b"\n\n"):
+                self.tokens += events
+                return events
         if b"\r" in data:  # only framing: JSON escapes it
             data = data.replace(b"\r\n", b"\n")
         end = data.rfind(b"\n\n") + 2
@@ -77,7 +87,9 @@ class EventMeter:
             return 0
         self._tail = data[end:] if end < len(data) else b""
         before = self.tokens
-        if b"event:" in data:  # the Responses and Messages APIs name their events
+        if b"\nevent:" in data or data.startswith(
+            b"event:"
+        ):  # the Responses and Messages APIs name their events
             self.tokens += data.count(b"delta\n", 0, end)
         else:
             events = data.count(b"\n\n", 0, end)
