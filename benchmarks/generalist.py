@@ -2,10 +2,10 @@
 
     python benchmarks/generalist.py --out runs/generalist
 
-Scenarios and settings are those of src/fairlead/policies/generalist.yaml. The policy replaces generalist.onnx
-beside that file, and how the training went replaces generalist.json. `--set` changes a setting for a trial,
-`--scenarios` the scenarios; `--no-install` leaves the package alone. An interrupted run goes on with the same
-command.
+Scenarios and settings are those of src/fairlead/policies/generalist.yaml: its stages are trained one after
+the other, each from where the one before ended. The policy replaces generalist.onnx beside that file, and how
+the training went replaces generalist.json. `--set` changes a setting of all stages for a trial, `--scenarios`
+the scenarios; `--no-install` leaves the package alone. An interrupted run goes on with the same command.
 """
 
 import argparse
@@ -35,40 +35,55 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def settings(options: argparse.Namespace) -> tuple[TrainConfig, list[str]]:
-    """What to train with, and on which scenarios.
+def settings(options: argparse.Namespace) -> tuple[dict[str, TrainConfig], list[str]]:
+    """What to train with, stage by stage, and on which scenarios.
 
     Raises:
         FairleadError: for settings that are unknown or contradict each other.
     """
     from pydantic import ValidationError
 
-    content = read_settings(options.config, [f"training.{each}" for each in options.set])
-    unknown = sorted(set(content) - {"scenarios", "training"})
+    content = read_settings(options.config, [])
+    unknown = sorted(set(content) - {"scenarios", "training", "stages"})
     if unknown:
-        raise FairleadError(f"{options.config}: unknown key {unknown[0]!r}; known: scenarios, training")
-    try:
-        config = TrainConfig.model_validate(content.get("training", {}))
-    except ValidationError as error:
-        raise first_problem(error, str(options.config)) from None
-    return config, options.scenarios.split(",") if options.scenarios else list(content["scenarios"])
+        raise FairleadError(
+            f"{options.config}: unknown key {unknown[0]!r}; known: scenarios, training, stages"
+        )
+    configs: dict[str, TrainConfig] = {}
+    before = None
+    for name, own in content["stages"].items():
+        merged = {"start_from": before, **content.get("training", {}), **own}
+        try:
+            configs[name] = TrainConfig.model_validate(read_settings(None, options.set, merged))
+        except ValidationError as error:
+            raise first_problem(error, f"{options.config}, stage {name}") from None
+        before = str(options.out / name / "policy.onnx")
+    return configs, options.scenarios.split(",") if options.scenarios else list(content["scenarios"])
 
 
-def record(result: TrainResult, scenarios: list[str], said: list[str]) -> dict[str, Any]:
+def record(results: dict[str, TrainResult], scenarios: list[str]) -> dict[str, Any]:
     """How the training went: what the JSON file beside the policy says."""
-    metadata = OnnxRouter(result.policy).metadata
+    last = list(results.values())[-1]
     return {
         "fairlead_version": __version__,
-        "schema_hash": metadata.schema_hash,
+        "schema_hash": OnnxRouter(last.policy).metadata.schema_hash,
         "scenarios": scenarios,
+        "objective": last.objective,
+        "seconds": round(sum(result.seconds for result in results.values()), 1),
+        "stages": {name: stage(result) for name, result in results.items()},
+    }
+
+
+def stage(result: TrainResult) -> dict[str, Any]:
+    """What one training was and found."""
+    return {
         "objective": result.objective,
         "chosen_after_iteration": result.iteration,
         "decisions": result.decisions,
         "seconds": round(result.seconds, 1),
         "seconds_by_phase": {phase: round(s, 1) for phase, s in result.seconds_by_phase.items()},
-        "said": said,
         "history": result.history,
-        "config": metadata.config,
+        "config": OnnxRouter(result.policy).metadata.config,
     }
 
 
@@ -84,23 +99,22 @@ def main() -> None:
     parser.add_argument("--no-install", action="store_true", help="leave the packaged policy as it is")
     options = parser.parse_args()
     try:
-        config, names = settings(options)
-        resume = (options.out / "checkpoint.pt").is_file()
-        said: list[str] = []
-
-        def tell(message: str) -> None:
-            said.append(message)
-            say(message)
-
-        result = train(config, [] if resume else scenario_list(names), options.out, resume, say=tell)
+        configs, names = settings(options)
+        results = {name: run(config, names, options.out / name) for name, config in configs.items()}
     except FairleadError as error:
         sys.exit(f"error: {error}")
     written = options.out / "generalist.json"
-    written.write_text(json.dumps(record(result, names, said), indent=1) + "\n", encoding="utf-8")
+    written.write_text(json.dumps(record(results, names), indent=1) + "\n", encoding="utf-8")
     if not options.no_install:
-        shutil.copy(result.policy, GENERALIST)
+        shutil.copy(list(results.values())[-1].policy, GENERALIST)
         shutil.copy(written, GENERALIST.with_suffix(".json"))
         say(f"installed {GENERALIST}")
+
+
+def run(config: TrainConfig, names: list[str], out: Path) -> TrainResult:
+    """One stage; one that was interrupted goes on, one that was finished is only read."""
+    resume = (out / "checkpoint.pt").is_file()
+    return train(config, [] if resume else scenario_list(names), out, resume, say=say)
 
 
 if __name__ == "__main__":

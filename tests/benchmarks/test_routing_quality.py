@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from benchmarks import generalist, routing_quality
 from fairlead.cli.options import scenario_list
@@ -63,19 +64,48 @@ def test_what_cannot_be_measured_is_an_error(tmp_path, monkeypatch):
 
 def recipe(*assignments: str, config: Path | None = None) -> argparse.Namespace:
     path = config or generalist.GENERALIST.with_suffix(".yaml")
-    return argparse.Namespace(config=path, set=list(assignments), scenarios=None)
+    return argparse.Namespace(config=path, set=list(assignments), scenarios=None, out=Path("runs"))
 
 
 def test_the_generalists_recipe_can_be_followed():
-    config, names = generalist.settings(recipe("seed=3"))
-    assert config.seed == 3
-    assert len(scenario_list(names)) >= 2
+    configs, names = generalist.settings(recipe("seed=3"))
+    assert [config.seed for config in configs.values()] == [3] * len(configs)
+    scenarios = {scenario.name for scenario in scenario_list(names)}
+    assert len(scenarios) >= 2
+    before = None
+    for name, config in configs.items():
+        assert set(config.teachers) <= scenarios
+        assert config.start_from == before
+        before = f"runs/{name}/policy.onnx"
+
+
+def test_the_generalist_is_trained_stage_by_stage(tmp_path, monkeypatch):
+    """Each stage goes on from the last one's policy; called again, nothing is trained again."""
+    small = {
+        "environment": {"num_envs": 4, "group": 2, "imitation_envs": 4},
+        "imitation": {"rounds": 1, "steps": 16, "teacher_steps": 16, "epochs": 1},
+        "ppo": {"iterations": 0, "critic_warmup_iterations": 0, "rollout_steps": 32},
+        "validation": {"loads": [0.6], "favors": [0.0, 1.0]},
+    }
+    stages = {"first": {}, "second": {"teacher": "least_work"}}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"scenarios": ["chat-equal"], "training": small, "stages": stages}))
+    out = tmp_path / "out"
+    arguments = ["generalist.py", "--config", str(path), "--out", str(out), "--no-install"]
+    monkeypatch.setattr("sys.argv", arguments)
+    generalist.main()
+    written = (out / "generalist.json").read_text()
+    found = json.loads(written)
+    assert list(found["stages"]) == ["first", "second"]
+    assert found["stages"]["second"]["config"]["start_from"] == str(out / "first" / "policy.onnx")
+    generalist.main()
+    assert (out / "generalist.json").read_text() == written
 
 
 def test_a_recipe_with_an_unknown_key_is_refused(tmp_path):
     (tmp_path / "x.yaml").write_text("scenario: [chat-equal]")
     with pytest.raises(FairleadError, match="unknown key 'scenario'"):
         generalist.settings(recipe(config=tmp_path / "x.yaml"))
-    (tmp_path / "y.yaml").write_text("scenarios: [chat-equal]\ntraining: {ppo: {clipp: 1}}")
+    (tmp_path / "y.yaml").write_text("scenarios: [chat-equal]\nstages: {only: {ppo: {clipp: 1}}}")
     with pytest.raises(FairleadError, match="clip"):
         generalist.settings(recipe(config=tmp_path / "y.yaml"))

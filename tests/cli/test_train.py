@@ -112,6 +112,15 @@ def test_a_trained_policy_is_fine_tuned_and_settings_come_from_toml(fairlead, tm
     assert (config["imitation"], config["environment"]["favor"]) == (None, [0.5, 0.5])
     assert config["start_from"] == "fairlead/generalist"
 
+    # With a teacher it imitates after all, and keeps what it started from if that was better.
+    third = fairlead(
+        *("train", *SMALL, "--start-from", "fairlead/generalist", "--teacher", "counterfactual"),
+        *("--iterations", "1", "--out", str(tmp_path / "taught")),
+    )
+    assert third.code == 0, third.err
+    config = json.loads((tmp_path / "taught" / "config.json").read_text(encoding="utf-8"))
+    assert config["teacher"] == "counterfactual" and config["imitation"]["rounds"] > 0
+
     larger = ("--set", "network.hidden=32", "--out", str(tmp_path / "third"))
     refused = fairlead("train", *settings, "--start-from", "fairlead/generalist", *larger)
     assert refused.code == 2 and "another architecture" in refused.err

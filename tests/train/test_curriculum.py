@@ -29,7 +29,7 @@ def test_stages_follow_each_other() -> None:
 
 def test_loads_can_glide_from_stage_to_stage() -> None:
     stages = (Stage(begins=0.0, load=(0.2, 0.4), glide=True), Stage(begins=0.5, load=(0.6, 0.9)))
-    found = [setting_at(stages, progress, (0.5, 0.9), SOJOURN).load for progress in (0.0, 0.25, 0.5)]
+    found = [setting_at(stages, progress, (0.5, 0.9), SOJOURN).bounds for progress in (0.0, 0.25, 0.5)]
     np.testing.assert_allclose(found, [(0.2, 0.4), (0.4, 0.65), (0.6, 0.9)])
 
 

@@ -44,7 +44,7 @@ def test_a_teacher_with_costs_is_learnt(toy):
 
 
 def test_a_teacher_with_actions_is_learnt(toy):
-    shortest = Teacher("shortest", lambda env: env.work.argmin(1))
+    shortest = Teacher("shortest", lambda env, here=None: env.work.argmin(1))
     network, _, scores = dagger(toy, shortest)
     assert scores["agreement"] > 0.85
     assert np.isnan(scores["mean_regret"])
@@ -53,7 +53,7 @@ def test_a_teacher_with_actions_is_learnt(toy):
 
 def test_pitfall_22_a_teacher_that_is_no_function_of_the_view_teaches_nothing(toy):
     random = np.random.default_rng(0)
-    dice = Teacher("random", lambda env: random.integers(0, env.replicas, env.num_envs))
+    dice = Teacher("random", lambda env, here=None: random.integers(0, env.replicas, env.num_envs))
     _, _, scores = dagger(toy, dice)
     assert scores["agreement"] == pytest.approx(1 / 3, abs=0.15)  # reported for what it is
 
@@ -68,8 +68,8 @@ def test_the_regret_loss_does_not_mind_a_near_tie():
 
 
 def test_the_loss_does_not_depend_on_the_unit_of_cost(toy):
-    seconds = Teacher("s", lambda env: env.teacher_costs())
-    milliseconds = Teacher("ms", lambda env: 1024 * env.teacher_costs())
+    seconds = Teacher("s", lambda env, here=None: env.teacher_costs())
+    milliseconds = Teacher("ms", lambda env, here=None: 1024 * env.teacher_costs())
     a, *_ = dagger(toy, seconds)
     b, *_ = dagger(toy, milliseconds)
     assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
@@ -101,6 +101,6 @@ def test_the_student_drives_after_the_first_round(toy):
 
 
 def test_a_cost_that_is_not_finite_is_refused(toy):
-    broken = Teacher("broken", lambda env: np.full((env.num_envs, env.replicas), np.inf))
+    broken = Teacher("broken", lambda env, here=None: np.full((env.num_envs, env.replicas), np.inf))
     with pytest.raises(FairleadError, match="the teacher broken gave a cost that is not finite at step 0"):
         dagger(toy, broken)

@@ -19,7 +19,7 @@ from fairlead.train.teachers import (
 
 
 def constant(action: int, name: str = "constant") -> Teacher:
-    return Teacher(name, lambda env: np.full(env.num_envs, action))
+    return Teacher(name, lambda env, here=None: np.full(env.num_envs, action))
 
 
 ENV: Any = SimpleNamespace(num_envs=1000)
@@ -65,7 +65,7 @@ def test_only_lookahead_can_be_privileged() -> None:
     lookahead().label(env)
     make_teacher("lookahead", privileged=True).label(env)
     assert asked == [{}, {"privileged": True}]
-    with pytest.raises(FairleadError, match="only lookahead can be privileged"):
+    with pytest.raises(FairleadError, match="cannot be privileged: only lookahead can"):
         make_teacher("lor", privileged=True)
 
 
@@ -75,7 +75,7 @@ def test_the_choice_of_a_pricing_teacher_is_the_cheapest() -> None:
 
 def test_scenarios_have_teachers_of_their_own() -> None:
     env: Any = SimpleNamespace(num_envs=3, scenario_names=["a", "b", "a"], clusters=SimpleNamespace(R=2))
-    prices = Teacher("prices", lambda env: np.array([[3.0, 1.0], [3.0, 1.0], [0.0, 2.0]]))
+    prices = Teacher("prices", lambda env, here=None: np.array([[3.0, 1.0], [3.0, 1.0], [0.0, 2.0]]))
     teacher = by_scenario(prices, {"b": constant(0, "first")})
     assert teacher.name == "prices, first in b"
     np.testing.assert_array_equal(teacher.label(env), [[3.0, 1.0], [0.0, 1.0], [0.0, 2.0]])

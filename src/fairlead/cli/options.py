@@ -127,13 +127,18 @@ def existing(file: Path | None) -> Path | None:
     return file
 
 
-def read_settings(file: Path | None, assignments: Iterable[str]) -> dict[str, Any]:
-    """Settings from a YAML, JSON or TOML file, then `section.key=value` assignments on top."""
+def read_settings(
+    file: Path | None, assignments: Iterable[str], settings: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Settings from a YAML, JSON or TOML file, then `section.key=value` assignments on top.
+
+    Without a file, those given are what the assignments change (in place).
+    """
     import tomllib
 
     import yaml
 
-    settings: dict[str, Any] = {}
+    settings = {} if settings is None else settings
     if file is not None:
         try:
             text = file.read_text(encoding="utf-8")

@@ -90,7 +90,7 @@ def command(
             "--start-from",
             metavar="NAME_OR_FILE",
             help="Fine-tune this policy, fairlead/generalist or a policy.onnx, instead of starting with "
-            "imitation.",
+            "imitation (unless there is a --teacher, for example counterfactual).",
             show_default=False,
         ),
     ] = None,
@@ -174,9 +174,10 @@ def command(
     if device is not None:
         short.append(f"device={device}")
     if start_from is not None:
-        # A policy that has been trained needs no teacher to begin with.
         existing(policy_path(start_from))
-        short += [f"start_from={start_from}", "imitation=null"]
+        short.append(f"start_from={start_from}")
+        if teacher is None:  # a policy that has been trained needs none to begin with
+            short.append("imitation=null")
     settings = read_settings(config, [*(assignments or []), *short])
     if start_from is not None and "network" not in settings:
         settings["network"] = _network_of(policy_path(start_from))

@@ -31,8 +31,16 @@ from fairlead.workload.scenario import Scenario, check_load, generate
 Range = tuple[float, float]
 Floats = npt.NDArray[np.float64]
 
+ABOVE_HIGHEST_LOAD = 0.05
+"""By how much the loads to train on reach beyond the highest of a scenario's own."""
+
 OBSERVATION_BOUND = 1e6
 """Bound of the observation space: generous, nothing is clipped to it."""
+
+
+def own_loads(scenario: Scenario) -> Range:
+    """The range of loads to train a scenario on, as fractions of capacity."""
+    return min(scenario.loads), max(scenario.loads) + ABOVE_HIGHEST_LOAD
 
 
 class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], Any]):
@@ -66,7 +74,7 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
         num_envs: int = 64,
         group: int = 8,
         episode_requests: int = 1024,
-        load: Range = (0.5, 0.95),
+        load: Range | None = None,
         favor: Range = (DEFAULT_FAVOR, DEFAULT_FAVOR),
         reward: SojournReward | HybridReward | None = None,
         safety: SafetyConfig | None = None,
@@ -80,7 +88,8 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
             num_envs: K, a multiple of `group`.
             group: clusters that share their arrivals.
             episode_requests: decisions in an episode.
-            load: range from which a group's load is drawn, as fractions of capacity.
+            load: range from which a group's load is drawn, as fractions of capacity; by default from the
+                lowest of its scenario's own loads to a little above the highest.
             favor: range from which a group's point on the dial is drawn.
             reward: which reward; `sojourn` by default.
             safety: the limits that are watched.
@@ -99,7 +108,7 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
             raise FairleadError(f"num_envs {num_envs} is not a positive multiple of the group size {group}")
         if episode_requests < 1:
             raise FairleadError(f"episode_requests is {episode_requests}: at least 1 is needed")
-        for bound in load:
+        for bound in load or ():
             check_load(bound)
         for bound in favor:
             check_favor(bound)
@@ -148,6 +157,11 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
         self._shadow_clusters: Clusters | None = None
 
     @property
+    def episode(self) -> int:
+        """The number of the episode that is being played, counted from 1."""
+        return self._episode
+
+    @property
     def scenario_names(self) -> list[str]:
         """Of each cluster."""
         return [s.name for s in self._dealt for _ in range(self.group)]
@@ -155,16 +169,18 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
     def configure(
         self,
         *,
-        load: Range,
+        load: Range | None = None,
         scenarios: Mapping[str, float] | None = None,
         reward: SojournReward | HybridReward | None = None,
     ) -> None:
-        """Other loads, shares of scenarios (None: in turn) or reward from the next `reset` on.
+        """Other loads, shares of scenarios or reward from the next `reset` on.
+
+        None stands for the scenarios' own loads, scenarios in turn, and the same reward.
 
         Raises:
             FairleadError: for a load that cannot be, a scenario that is not here, another kind of reward.
         """
-        for bound in load:
+        for bound in load or ():
             check_load(bound)
         if reward is not None and reward.kind != self.reward_config.kind:
             raise FairleadError(f"the reward cannot change from {self.reward_config.kind} to {reward.kind}")
@@ -175,11 +191,10 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
             self.group_shares = scenarios
             self._deal()
 
-    def _draw(self, name: str, bounds: Range) -> Floats:
-        """One uniform number for each group, repeated for its clusters: (K,)."""
-        draws = rng.stream(self._seed, self.split, "env", name, self._episode).uniform(
-            *bounds, size=len(self._dealt)
-        )
+    def _draw(self, name: str, bounds: Sequence[Range]) -> Floats:
+        """A uniform number for each group, between its bounds, repeated for its clusters: (K,)."""
+        low, high = np.array(bounds).T
+        draws = rng.stream(self._seed, self.split, "env", name, self._episode).uniform(low, high)
         return np.repeat(draws, self.group)
 
     def _requests(self, g: int) -> Requests:
@@ -192,8 +207,8 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
         )
 
     def _begin_episode(self) -> None:
-        self.loads = self._draw("load", self.load_range)
-        self.favor = self._draw("favor", self.favor_range)
+        self.loads = self._draw("load", [self.load_range or own_loads(s) for s in self._dealt])
+        self.favor = self._draw("favor", [self.favor_range] * len(self._dealt))
         requests = [self._requests(g) for g in range(len(self._dealt))]
         if self._new:
             self._new = False

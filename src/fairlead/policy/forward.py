@@ -148,6 +148,18 @@ def _score_all(actor: Actor, features: Floats, scores: Floats) -> None:
 
 
 @njit()
+def best_of(actor: Actor, features: Floats) -> int:
+    """The replica with the highest score in the one cluster of `features` (1, R, F)."""
+    scores = np.empty((1, features.shape[1]), np.float32)
+    _score(actor, features[0], scores)
+    best = 0
+    for r in range(1, scores.shape[1]):
+        if scores[0, r] > scores[0, best]:
+            best = r
+    return best
+
+
+@njit()
 def _score(actor: Actor, features: Floats, scores: Floats) -> None:
     """The scores (K, R) of K clusters from the features (K * R, F) of all their replicas."""
     clusters, replicas = scores.shape

@@ -75,6 +75,8 @@ class ImitationConfig(Section):
     """Decisions per cluster in the first round; every one is labelled."""
     label_every: Count = 1
     """Ask the teacher at every n-th decision when the student drives: neighbours are alike, teachers slow."""
+    counterfactual_decisions: Count = 48
+    """Of the teacher `counterfactual`: for how many decisions it goes on with the run to price a choice."""
     epochs: Count = 6
     """Passes over all demonstrations so far, per round."""
     minibatch: Count = 2048
@@ -103,8 +105,9 @@ class EnvironmentConfig(Section):
     """Clusters that see the same arrivals, so that they differ by routing alone."""
     imitation_envs: Count = 32
     """Clusters for imitation, each with its own arrivals."""
-    load: tuple[float, float] = (0.5, 0.95)
-    """Range of the load, as fractions of capacity, drawn anew for each group and episode."""
+    load: tuple[float, float] | None = None
+    """Range of the load, as fractions of capacity, drawn anew for each group and episode; by default from the
+    lowest of the scenario's own `loads` to 0.05 above the highest."""
     favor: tuple[float, float] = (0.0, 1.0)
     """Range of the dial (0 favors E2E, 1 TTFT): one policy learns all of it."""
     reward: RewardConfig = SojournReward()
@@ -118,8 +121,8 @@ class EnvironmentConfig(Section):
 class ValidationConfig(Section):
     """The held-out settings by which the best policy of a run is chosen."""
 
-    loads: tuple[float, ...] = (0.5, 0.7, 0.9)
-    """Fractions of capacity."""
+    loads: tuple[float, ...] | None = None
+    """Fractions of capacity; by default those of each scenario."""
     favors: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     """Points on the dial; those outside the trained range are left out."""
 
@@ -150,7 +153,9 @@ class TrainConfig(Section):
     imitation: ImitationConfig | None = ImitationConfig()
     """The warm start; none: PPO from scratch."""
     teacher: str | dict[str, Positive] = "lookahead"
-    """The router to imitate: lookahead, a heuristic by name, or several with their shares."""
+    """The router to imitate: lookahead, a heuristic by name, or several with their shares; or counterfactual,
+    which tries each choice in the very run. That takes twenty times as long as lookahead and teaches what it
+    leaves out: for a policy that is good already."""
     teachers: dict[str, str] = Field(default_factory=dict)
     """Scenarios with a teacher of their own: a router, or `lookahead:privileged`. Where requests share
     prefixes, lookahead takes what is cheapest now and never builds up a cache: heuristics teach better."""
@@ -182,7 +187,7 @@ class TrainConfig(Section):
             raise invalid("ppo.cloning needs demonstrations: imitation is switched off")
         if self.network.recurrent:
             self._check_recurrent(steers)
-        check_stages(self.environment.curriculum, self.environment.reward)
+        check_stages(self.environment.curriculum, self.environment.load, self.environment.reward)
         return self
 
     def _check_live(self) -> None:

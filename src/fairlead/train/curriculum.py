@@ -1,5 +1,7 @@
 """A curriculum: stages of PPO that change the arrivals, the scenarios or the reward themselves."""
 
+import itertools
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
 
@@ -34,20 +36,32 @@ class Setting(NamedTuple):
 
     stage: int
     """0, 1, ...; -1 before the first stage, or without a curriculum."""
-    load: tuple[float, float]
+    load: tuple[float, float] | None
     scenarios: dict[str, float] | None
     reward: Any
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The range of loads, NaN where each scenario has its own."""
+        return self.load or (math.nan, math.nan)
 
-def check_stages(stages: Sequence[Stage], reward: Any) -> None:
+
+def check_stages(stages: Sequence[Stage], load: tuple[float, float] | None, reward: Any) -> None:
     """Refuse stages that contradict each other.
 
     Raises:
-        PydanticCustomError: if they run backwards, or the kind of reward changes.
+        PydanticCustomError: if they run backwards, a load glides from or to loads that are not given, or the
+            kind of reward changes.
     """
     begins = [stage.begins for stage in stages]
     if begins != sorted(set(begins)):
         raise invalid(f"the curriculum runs backwards: its stages begin at {begins}")
+    for stage, after in itertools.pairwise(stages):
+        if stage.glide and load is None and None in (stage.load, after.load):
+            raise invalid(
+                f"the load of the stage at {stage.begins:g} glides to that of the next one: both must name "
+                "theirs, because environment.load, which they would have otherwise, is not set"
+            )
     for stage in stages:
         if stage.reward is not None and stage.reward.kind != reward.kind:
             raise invalid(
@@ -56,7 +70,9 @@ def check_stages(stages: Sequence[Stage], reward: Any) -> None:
             )
 
 
-def setting_at(stages: Sequence[Stage], progress: float, load: tuple[float, float], reward: Any) -> Setting:
+def setting_at(
+    stages: Sequence[Stage], progress: float, load: tuple[float, float] | None, reward: Any
+) -> Setting:
     """What holds at `progress` of PPO; `load` and `reward` are those of the run."""
     now = -1
     for i, stage in enumerate(stages):
@@ -70,5 +86,6 @@ def setting_at(stages: Sequence[Stage], progress: float, load: tuple[float, floa
         after = stages[now + 1]
         there, span = after.load or load, after.begins - stage.begins
         share = (progress - stage.begins) / span
+        assert here is not None and there is not None  # `check_stages`
         here = (here[0] + share * (there[0] - here[0]), here[1] + share * (there[1] - here[1]))
     return Setting(now, here, stage.scenarios, stage.reward or reward)

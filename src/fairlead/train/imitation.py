@@ -50,6 +50,7 @@ def collect(
         FairleadError: if a cost is not finite.
     """
     teacher.reset(seed)
+    teacher.meet(student)
     with profiler.phase("simulate"):
         observation, _ = env.reset(seed=seed)
     steps = config.teacher_steps if first else config.steps

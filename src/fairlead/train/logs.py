@@ -97,8 +97,7 @@ def settings_row(knobs: Knobs, setting: Setting, stagnations: int) -> dict[str, 
     return {
         **{f"charts/{name}": float(values[name]) for name in SETTINGS},
         "charts/stage": float(setting.stage),
-        "charts/load_low": setting.load[0],
-        "charts/load_high": setting.load[1],
+        **dict(zip(("charts/load_low", "charts/load_high"), setting.bounds, strict=True)),
         "charts/stagnations": float(stagnations),
     }
 

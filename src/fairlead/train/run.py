@@ -135,7 +135,12 @@ def _teacher(config: TrainConfig, scenarios: Sequence[Scenario]) -> Teacher | No
         raise FairleadError(f"teachers names {unknown[0]}, which is not trained on")
     if config.imitation is None:
         return None
-    return make_teacher(config.teacher, privileged=config.privileged, elsewhere=config.teachers)
+    return make_teacher(
+        config.teacher,
+        privileged=config.privileged,
+        elsewhere=config.teachers,
+        decisions=config.imitation.counterfactual_decisions,
+    )
 
 
 def saved_run(out: Path) -> tuple[TrainConfig, list[Scenario]]:
@@ -190,10 +195,9 @@ def show(event: Progress, progress: OnProgress, say: Say) -> None:
     """Pass on to a person how far training is."""
     if event.stage == "curriculum":
         low, high = event.metrics["load_low"], event.metrics["load_high"]
-        say(
-            f"iteration {event.done}: stage {event.metrics['stage'] + 1:.0f} of the curriculum begins, "
-            f"load {low:.2f} to {high:.2f}"
-        )
+        loads = f"load {low:.2f} to {high:.2f}" if low == low else "at the scenarios' own loads"
+        stage = f"stage {event.metrics['stage'] + 1:.0f}"
+        say(f"iteration {event.done}: {stage} of the curriculum begins, {loads}")
     elif event.stage != "evaluation":
         progress(event.stage, event.done, event.total)
 

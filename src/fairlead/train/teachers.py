@@ -1,7 +1,7 @@
 """Who is imitated: routers that label the decisions at hand, alone or in a mixture."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -9,23 +9,43 @@ import numpy.typing as npt
 from fairlead import rng
 from fairlead.errors import FairleadError
 from fairlead.policy.heuristics import HEURISTICS, Heuristic
+from fairlead.train.counterfactual import Counterfactual
 
 UNTEACHABLE = ("random", "round_robin", "p2c")
 """Their choices do not follow from what a router sees."""
 
+COUNTERFACTUAL = "counterfactual"
+"""The teacher that goes on with the very run for each choice."""
+DECISIONS = 48
+"""For so many decisions, by default."""
+
 Labels = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_]
+
+
+class Label(Protocol):
+    """What a teacher says about the decisions at hand."""
+
+    def __call__(self, env: Any, here: Mask | None = None) -> Labels:
+        """Costs of all choices (K, R), lower is better; or chosen replicas (K,) integers.
+
+        Only the rows that are `here` (K,) count, by default all: a slow teacher leaves the others out.
+        """
+        ...
 
 
 class Teacher(NamedTuple):
     """Labels the decisions at hand in an environment."""
 
     name: str
-    label: Callable[[Any], Labels]
-    """environment -> costs of all choices (K, R), lower is better; or chosen replicas (K,) integers."""
+    label: Label
     reset: Callable[[int], None] = lambda seed: None
     """Begin anew with a seed, so that a round of imitation can be repeated exactly."""
-    stochastic: bool = False
-    """Whether it may label the same decision differently: then perfect agreement cannot be reached."""
+    undecided: Callable[[Any], Mask | None] = lambda env: None
+    """The clusters (K,) in which it may label the same decision differently, so that perfect agreement cannot
+    be reached; None: in no cluster."""
+    meet: Callable[[Any], None] = lambda student: None
+    """Told whom it teaches, before each round."""
 
 
 def lookahead(*, privileged: bool = False) -> Teacher:
@@ -34,11 +54,24 @@ def lookahead(*, privileged: bool = False) -> Teacher:
     A `privileged` one sees the simulator's true state while labelling; the student sees only its view.
     """
 
-    def label(env: Any) -> Labels:
+    def label(env: Any, here: Mask | None = None) -> Labels:
         costs: Labels = env.teacher_costs(privileged=True) if privileged else env.teacher_costs()
         return costs
 
     return Teacher("privileged lookahead" if privileged else "lookahead", label)
+
+
+def counterfactual(decisions: int = DECISIONS) -> Teacher:
+    """The teacher that goes on with the run for each choice: costs of `train.counterfactual`.
+
+    It knows the future: the same decision has other prices in another run, and only their mean can be learnt.
+    """
+    prices = Counterfactual(decisions)
+
+    def label(env: Any, here: Mask | None = None) -> Labels:
+        return prices(env, everywhere(env) if here is None else here)
+
+    return Teacher(COUNTERFACTUAL, label, prices.reset, meet=prices.meet)
 
 
 def heuristic(name: str) -> Teacher:
@@ -49,13 +82,18 @@ def heuristic(name: str) -> Teacher:
     def reset(seed: int) -> None:
         clusters[:] = [0, seed]
 
-    def label(env: Any) -> Labels:
+    def label(env: Any, here: Mask | None = None) -> Labels:
         if clusters[0] != env.num_envs:
             clusters[0] = env.num_envs
             router.reset(env.num_envs, env.clusters.R, clusters[1])
         return router.route(env.clusters.view)
 
-    return Teacher(name, label, reset, stochastic=True)
+    return Teacher(name, label, reset, everywhere)
+
+
+def everywhere(env: Any) -> Mask:
+    """All clusters of an environment."""
+    return np.ones(env.num_envs, np.bool_)
 
 
 def mixture(parts: Mapping[Teacher, float]) -> Teacher:
@@ -69,8 +107,12 @@ def mixture(parts: Mapping[Teacher, float]) -> Teacher:
         for teacher in teachers:
             teacher.reset(seed)
 
-    def label(env: Any) -> Labels:
-        choices = np.stack([choice(teacher.label(env)) for teacher in teachers])
+    def meet(student: Any) -> None:
+        for teacher in teachers:
+            teacher.meet(student)
+
+    def label(env: Any, here: Mask | None = None) -> Labels:
+        choices = np.stack([choice(teacher.label(env, here)) for teacher in teachers])
         who = np.searchsorted(bounds, drawing[0].random(choices.shape[1]), side="right")
         chosen: Labels = choices[np.minimum(who, len(teachers) - 1), np.arange(choices.shape[1])]
         return chosen
@@ -78,7 +120,7 @@ def mixture(parts: Mapping[Teacher, float]) -> Teacher:
     named = " + ".join(
         f"{share:.0%} {teacher.name}" for teacher, share in zip(teachers, shares / shares.sum(), strict=True)
     )
-    return Teacher(named, label, reset, stochastic=True)
+    return Teacher(named, label, reset, everywhere, meet)
 
 
 def by_scenario(default: Teacher, others: Mapping[str, Teacher]) -> Teacher:
@@ -92,17 +134,31 @@ def by_scenario(default: Teacher, others: Mapping[str, Teacher]) -> Teacher:
         for teacher in (default, *others.values()):
             teacher.reset(seed)
 
-    def label(env: Any) -> Labels:
+    def meet(student: Any) -> None:
+        for teacher in (default, *others.values()):
+            teacher.meet(student)
+
+    def shares(env: Any) -> list[tuple[Teacher, Mask]]:
         who = [others.get(name, default) for name in env.scenario_names]
-        costs: Labels = np.empty((env.num_envs, env.clusters.R))
-        for teacher in dict.fromkeys(who):
-            here = [each is teacher for each in who]
-            costs[here] = _costs(teacher.label(env), env.clusters.R)[here]
+        return [(teacher, np.array([each is teacher for each in who])) for teacher in dict.fromkeys(who)]
+
+    def undecided(env: Any) -> Mask:
+        found = np.zeros(env.num_envs, np.bool_)
+        for teacher, its in shares(env):
+            theirs = teacher.undecided(env)
+            found |= False if theirs is None else its & theirs
+        return found
+
+    def label(env: Any, here: Mask | None = None) -> Labels:
+        costs: Labels = np.zeros((env.num_envs, env.clusters.R))
+        for teacher, its in shares(env):
+            asked = its if here is None else its & here
+            if asked.any():
+                costs[asked] = _costs(teacher.label(env, asked), env.clusters.R)[asked]
         return costs
 
     named = ", ".join(f"{teacher.name} in {name}" for name, teacher in others.items())
-    stochastic = any(teacher.stochastic for teacher in (default, *others.values()))
-    return Teacher(f"{default.name}, {named}", label, reset, stochastic)
+    return Teacher(f"{default.name}, {named}", label, reset, undecided, meet)
 
 
 def _costs(labels: Labels, replicas: int) -> Labels:
@@ -116,39 +172,47 @@ def choice(labels: Labels) -> Labels:
 
 
 def make_teacher(
-    who: str | Mapping[str, float], *, privileged: bool = False, elsewhere: Mapping[str, str] | None = None
+    who: str | Mapping[str, float],
+    *,
+    privileged: bool = False,
+    elsewhere: Mapping[str, str] | None = None,
+    decisions: int = DECISIONS,
 ) -> Teacher:
     """The teacher called `who`: lookahead, a heuristic whose choices follow from the view, or a mixture.
 
-    `elsewhere` names other teachers by scenario; `lookahead:privileged` is one of them.
+    Or `counterfactual`, whose runs go on for so many `decisions`. `elsewhere` names other teachers by
+    scenario; `lookahead:privileged` is one of them.
 
     Raises:
         FairleadError: for an unknown router, one that cannot be imitated, and for privilege that a teacher
             cannot use.
     """
     if elsewhere:
-        known = {name: _single(name, privileged=False) for name in elsewhere.values()}
+        known = {name: _single(name, False, decisions) for name in elsewhere.values()}
         others = {scenario: known[name] for scenario, name in elsewhere.items()}
-        return by_scenario(make_teacher(who, privileged=privileged), others)
+        return by_scenario(make_teacher(who, privileged=privileged, decisions=decisions), others)
     if not isinstance(who, str):
         if len(who) == 1:
-            return make_teacher(next(iter(who)), privileged=privileged)
-        return mixture({_single(name, privileged and name == "lookahead"): s for name, s in who.items()})
-    return _single(who, privileged)
+            return make_teacher(next(iter(who)), privileged=privileged, decisions=decisions)
+        parts = {_single(name, privileged and name == "lookahead", decisions): s for name, s in who.items()}
+        return mixture(parts)
+    return _single(who, privileged, decisions)
 
 
-def _single(name: str, privileged: bool) -> Teacher:
+def _single(name: str, privileged: bool, decisions: int) -> Teacher:
     if name in ("lookahead", "lookahead:privileged"):
         return lookahead(privileged=privileged or name != "lookahead")
     if privileged:
-        raise FairleadError(f"{name} decides by the view alone: only lookahead can be privileged")
+        raise FairleadError(f"{name} cannot be privileged: only lookahead can")
+    if name == COUNTERFACTUAL:
+        return counterfactual(decisions)
     if name in UNTEACHABLE:
         raise FairleadError(
             f"{name} cannot be imitated: its choices do not follow from what a router sees; "
             "take another teacher, for example lookahead or least_work"
         )
     if name not in HEURISTICS:
-        known = [each for each in ("lookahead", *HEURISTICS) if each not in UNTEACHABLE]
+        known = [each for each in ("lookahead", COUNTERFACTUAL, *HEURISTICS) if each not in UNTEACHABLE]
         raise FairleadError(f"unknown router {name!r}: known teachers are {', '.join(known)}")
     return heuristic(name)
 
@@ -159,8 +223,9 @@ def achievable(teacher: Teacher, env: Any, repeats: int = 16) -> float:
     Mean over clusters of the share of the most frequent of `repeats` labels; 1 for a teacher that always says
     the same.
     """
-    if not teacher.stochastic:
+    here = teacher.undecided(env)
+    if here is None or not here.any():
         return 1.0
-    labels = np.stack([choice(teacher.label(env)) for _ in range(repeats)])
-    most = [np.bincount(labels[:, c]).max() / repeats for c in range(labels.shape[1])]
+    labels = np.stack([choice(teacher.label(env, here)) for _ in range(repeats)])
+    most = [np.bincount(labels[:, c]).max() / repeats if here[c] else 1.0 for c in range(labels.shape[1])]
     return float(np.mean(most))

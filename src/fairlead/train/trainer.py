@@ -180,6 +180,8 @@ def train(
     with torch_threads(config.threads), torch.random.fork_rng(devices=[]):
         try:
             state = _begin(run, resume)
+            if config.start_from is not None and state.best is None:
+                run.judge(state)  # what it has to become better than
             if config.imitation is not None and state.imitation_round < config.imitation.rounds:
                 envs = _listed((make_imitation_env or make_env)())
                 _imitate(run, state, config.imitation, envs, teacher or lookahead())
@@ -336,8 +338,6 @@ def _improve(run: Run, state: TrainState, envs: list[Env]) -> None:
         )
         for i, env in enumerate(envs)
     ]
-    if state.iteration == 0 and config.start_from is not None and config.imitation is None:
-        run.judge(state)  # what it has to become better than
     reference, cloning = _reference(run, state), _cloning(run, state)
     load_column = _load_column(run)
     columns = logs.training_columns(envs, run.heuristics)
@@ -439,7 +439,8 @@ def current_setting(run: Run, state: TrainState, began: int) -> Setting:
             settings.reward,
         )
         if now.stage != before.stage:
-            metrics = {"stage": float(now.stage), "load_low": now.load[0], "load_high": now.load[1]}
+            low, high = now.bounds
+            metrics = {"stage": float(now.stage), "load_low": low, "load_high": high}
             run.on_progress(Progress("curriculum", state.iteration, run.config.ppo.total_iterations, metrics))
     return now
 

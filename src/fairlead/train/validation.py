@@ -6,7 +6,6 @@ objective (`fairlead.view.preference`) is divided by that of the best heuristic 
 the mean of these ratios is what the best checkpoint is chosen by. Below 1 the policy wins.
 """
 
-import itertools
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -78,19 +77,19 @@ class Validation:
     def __init__(
         self,
         scenarios: Sequence[Scenario],
-        loads: Sequence[float],
+        loads: Sequence[float] | None,
         favors: Sequence[float],
         *,
         seeds: int = 3,
         requests: int = 800,
         seed: int = 0,
     ) -> None:
-        """Prepare `seeds` runs of `requests` requests for each scenario and load.
+        """Prepare `seeds` runs of `requests` requests for each scenario and load (None: its own loads).
 
         Raises:
             FairleadError: for scenarios that cannot be run together.
         """
-        points = list(itertools.product(scenarios, loads))
+        points = [(scenario, load) for scenario in scenarios for load in loads or scenario.loads]
         self._settings = [Setting(s.name, load, f) for s, load in points for f in favors]
         arrivals = [
             generate(s, requests=requests, rate=load * capacity_rps(s), seed=seed + i, split="validate")
@@ -105,22 +104,25 @@ class Validation:
         self._shape = (len(points), seeds, len(favors))
         self._measured = slice(requests // 10, requests - requests // 20)
         self._weights = np.array([weights_of(f) for f in self._favor])
-        self.heuristics = {name: self._of_heuristic(name) for name in HEURISTICS}
+        # Heuristics do not look at the dial: one run of each serves all its points.
+        alike = Clusters(fleets, arrivals)
+        self.heuristics = {name: self._of_heuristic(alike, name) for name in HEURISTICS}
         self.best_heuristic = np.min(list(self.heuristics.values()), axis=0)
 
-    def _objectives(self) -> Floats:
-        """The objective per setting, (points, favors), of the run that has just been drained."""
-        requests = self._clusters.state.requests
+    def _objectives(self, clusters: Clusters) -> Floats:
+        """The objective per setting, (points, favors), of a run that has just been drained."""
+        requests = clusters.state.requests
         ttft = (requests["first_token"] - requests["arrival"])[:, self._measured]
         e2e = (requests["finish"] - requests["arrival"])[:, self._measured]
-        cost = objective(ttft, e2e, self._weights)
+        repeats = len(self._weights) // clusters.K
+        cost = objective(np.repeat(ttft, repeats, 0), np.repeat(e2e, repeats, 0), self._weights)
         means: Floats = cost.reshape(self._shape).mean(1)
         return means
 
-    def _of_heuristic(self, name: str) -> Floats:
-        self._clusters.load(self._arrivals, 0)
-        run(self._clusters, Heuristic(name))
-        return self._objectives()
+    def _of_heuristic(self, clusters: Clusters, name: str) -> Floats:
+        clusters.load(self._arrivals, 0)
+        run(clusters, Heuristic(name))
+        return self._objectives(clusters)
 
     def __call__(self, scorer: Scorer) -> Report:
         """Run the policy, greedily, in all settings at once."""
@@ -137,7 +139,7 @@ class Validation:
             features = features_batch(view, self._favor, features)
             clusters.route(scorer.logits(features).argmax(-1).astype(np.int64))
         clusters.drain()
-        return self._report(self._objectives())
+        return self._report(self._objectives(clusters))
 
     def _report(self, objectives: Floats) -> Report:
         ratios = (objectives / self.best_heuristic).ravel()
@@ -150,7 +152,7 @@ class Validations:
     """The same for scenarios of several sizes: means over all settings."""
 
     def __init__(
-        self, scenarios: Sequence[Scenario], loads: Sequence[float], favors: Sequence[float]
+        self, scenarios: Sequence[Scenario], loads: Sequence[float] | None, favors: Sequence[float]
     ) -> None:
         """Prepare a `Validation` for each number of replicas."""
         sizes = sorted({scenario.num_replicas for scenario in scenarios})

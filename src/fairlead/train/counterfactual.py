@@ -1,0 +1,272 @@
+"""Counterfactuals: what would each choice have cost in this very run?
+
+For each choice the cluster is copied, the request at hand goes there, and the run goes on for a while: the
+same arrivals and the same true lengths, routed by a base policy; then everything is let finish. The sum of
+what all requests have cost is the choice's price. That is the rollout algorithm (Bertsekas, Tsitsiklis and
+Wu, "Rollout algorithms for combinatorial optimization", 1997) with common random numbers: a policy that takes
+the choices with the least *expected* price is no worse than the base policy. One price is a sample, and it
+knows the future; a student that only sees its view learns the mean.
+
+The base policy of a cluster is whatever does best on what is coming there: a heuristic, or the student itself
+where it is clearly better than all of them. So the prices also cover what a lookahead without further
+arrivals leaves out: caches that are filled or displaced, storms that begin, memory that runs out.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fairlead import rng
+from fairlead.compiled import njit, prange, signed
+from fairlead.policy.export import architecture
+from fairlead.policy.forward import Actor, best_of, pack
+from fairlead.policy.heuristics import HEURISTICS, choose
+from fairlead.simulator.block_pool import Pool
+from fairlead.simulator.cluster import drain_one, observe_one, route_one
+from fairlead.simulator.state import NONE, State
+from fairlead.view.features import NUM_FEATURES, features
+from fairlead.view.prefixes import PrefixMemory
+from fairlead.view.schema import NUM_REPLICA_COLUMNS, NUM_REQUEST_COLUMNS
+
+Floats = npt.NDArray[np.float64]
+Copies = tuple[npt.NDArray[np.uint8], ...]
+
+BASES = (
+    "lor",
+    "least_kv",
+    "least_prefill",
+    "least_work",
+    "weighted_lor",
+    "prefix_affinity",
+    "session_sticky",
+    "sticky_until_saturated",
+    "lmetric",
+)
+"""The heuristics that a run may go on with."""
+STUDENT = -1
+"""In the place of a heuristic's code: the student goes on."""
+TRIAL = 512
+"""Decisions by which base policies are compared."""
+CLEARLY = 0.98
+"""The student goes on where its cost in the trial is below this times the best heuristic's: its decisions
+take several times as long."""
+LOST_S = 100.0
+"""What a request that never finished is taken to need: one whose replica died, when the run ended."""
+
+_FIXED = ("timing", "tables", "table_values", "static", "contents", "events")
+"""Fields of `State` that no run changes."""
+_OF_CACHING = len(Pool._fields) + len(PrefixMemory._fields)
+"""The last fields of `State`: pools of blocks, and what routers remember of prefixes."""
+
+
+@njit()
+def _copy(source: Copies, to: Copies, rows: npt.NDArray[np.int64], c: int, caching: bool) -> None:
+    """Cluster `c`, byte by byte; `rows[j]` rows of the j-th array belong to each cluster.
+
+    The last arrays are those of prefix caching: large, and only needed where there is some.
+    """
+    for j in range(len(source) if caching else len(source) - _OF_CACHING):
+        for row in range(c * rows[j], (c + 1) * rows[j]):
+            ours, theirs = to[j][row], source[j][row]
+            for i in range(len(theirs)):
+                ours[i] = theirs[i]
+
+
+@njit()
+def _go_on(
+    twin: State,
+    c: int,
+    count: int,
+    decisions: int,
+    code: int,
+    word: int,
+    actor: Actor,
+    favor: float,
+) -> None:
+    """Route the next `decisions` requests of cluster `c` by the base policy `code`; let all finish.
+
+    What was lost is routed again, if that takes no more than three times as many decisions beyond that.
+    """
+    view, request = np.empty((count, NUM_REPLICA_COLUMNS)), np.empty(NUM_REQUEST_COLUMNS)
+    seen, scores = np.empty((1, count, NUM_FEATURES), np.float32), np.empty(count)
+    words = np.empty(1, np.uint64)
+    words[0] = word
+    turn = 0
+    while turn < decisions or (twin.clusters[c].retry_head != NONE and turn < 4 * decisions):
+        if not observe_one(twin, c, view, request):
+            break
+        if code == STUDENT:
+            features(view, request, favor, seen[0])
+            action = best_of(actor, seen)
+        else:
+            action = choose(code, view, request, turn, words, scores)
+        route_one(twin, c, count, action)
+        turn += 1
+    drain_one(twin, c, count)
+
+
+@njit()
+def _cost(twin: State, c: int, requests: int, since: float, weights: Floats) -> float:
+    """What the first `requests` requests of cluster `c` cost from `since` on, those that finish after it."""
+    cost = 0.0
+    for i in range(requests):
+        request = twin.requests[c, i]
+        if request.finish <= since:
+            continue
+        finish = since + LOST_S if math.isnan(request.finish) else request.finish
+        first = since + LOST_S if math.isnan(request.first_token) else request.first_token
+        cost += weights[0] * (first - since) + weights[1] * (finish - since)
+        cost += weights[2] * request.tail_excess
+    return cost
+
+
+@njit(parallel=True)
+def _price_all(
+    state: State,
+    twin: State,
+    source: Copies,
+    to: Copies,
+    rows: npt.NDArray[np.int64],
+    here: npt.NDArray[np.bool_],
+    codes: npt.NDArray[np.int64],
+    words: npt.NDArray[np.uint64],
+    weights: Floats,
+    favor: Floats,
+    actor: Actor,
+    decisions: int,
+    out: Floats,
+) -> None:
+    """Write to `out` (K, R) the price of each choice in the clusters that are `here`; of a dead one inf."""
+    count = out.shape[1]
+    for index in prange(out.shape[0]):
+        c = signed(index)
+        cluster = state.clusters[c]
+        if not here[c] or cluster.at_hand == NONE:
+            continue
+        until = min(cluster.next_request + 1 + decisions, state.requests.shape[1])
+        for r in range(count):
+            if not state.replicas[c * count + r].available:
+                out[c, r] = np.inf
+                continue
+            _copy(source, to, rows, c, state.replicas[c * count].caching)
+            route_one(twin, c, count, r)
+            _go_on(twin, c, count, decisions, codes[c], words[c], actor, favor[c])
+            out[c, r] = _cost(twin, c, until, cluster.now, weights[c])
+
+
+@njit(parallel=True)
+def _try_all(
+    state: State,
+    twin: State,
+    source: Copies,
+    to: Copies,
+    rows: npt.NDArray[np.int64],
+    here: npt.NDArray[np.bool_],
+    codes: npt.NDArray[np.int64],
+    words: npt.NDArray[np.uint64],
+    weights: Floats,
+    favor: Floats,
+    actor: Actor,
+    decisions: int,
+    out: Floats,
+) -> None:
+    """Write to `out` (K, bases) what each base policy, by its code, costs from now on."""
+    count = len(state.replicas) // len(state.clusters)
+    for index in prange(out.shape[0]):
+        c = signed(index)
+        cluster = state.clusters[c]
+        if not here[c] or cluster.at_hand == NONE:
+            continue
+        until = min(cluster.next_request + decisions, state.requests.shape[1])
+        for b in range(len(codes)):
+            _copy(source, to, rows, c, state.replicas[c * count].caching)
+            _go_on(twin, c, count, decisions, codes[b], words[c], actor, favor[c])
+            out[c, b] = _cost(twin, c, until, cluster.now, weights[c])
+
+
+def _bytes(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """The same memory as (rows, bytes)."""
+    flat = array.view(np.ndarray)
+    return flat.reshape(len(flat), math.prod(flat.shape[1:])).view(np.uint8)
+
+
+class Twin:
+    """A second copy of an environment's clusters, to try things in."""
+
+    def __init__(self, state: State) -> None:
+        """Allocates it; what runs do not change is shared."""
+        self.of = state
+        named = zip(State._fields, state, strict=True)
+        self.state = State(*(each if name in _FIXED else each.copy() for name, each in named))
+        pairs = [
+            (_bytes(ours), _bytes(theirs))
+            for name, ours, theirs in zip(State._fields, self.state, state, strict=True)
+            if name not in _FIXED
+        ]
+        self.to: Copies = tuple(ours for ours, _ in pairs)
+        self.source: Copies = tuple(theirs for _, theirs in pairs)
+        self.rows = np.array([len(ours) // len(state.clusters) for ours in self.to])
+        self.episode = -1
+        self.codes = np.zeros(len(state.clusters), np.int64)
+
+
+class Counterfactual:
+    """Prices the decisions at hand of simulated clusters."""
+
+    def __init__(self, decisions: int) -> None:
+        """Runs go on for so many `decisions` after the one that is priced."""
+        self.decisions = decisions
+        self._student: Any = None
+        self.reset(0)
+
+    def reset(self, seed: int) -> None:
+        """Begin anew with a seed."""
+        self._seed = seed
+        self._twins: dict[int, Twin] = {}
+
+    def meet(self, student: Any) -> None:
+        """`student` (a `RouterNetwork`) drives from now on."""
+        self._student = student
+
+    def _actor(self) -> Actor | None:
+        """The student as it is now; None if it has a memory, which compiled code does not run."""
+        if self._student is None:
+            return None
+        parameters = {n: p.detach().cpu().numpy() for n, p in self._student.state_dict().items()}
+        turned = {n: p.T if p.ndim == 2 else p for n, p in parameters.items()}
+        return pack(architecture(self._student), turned)
+
+    def __call__(self, env: Any, here: npt.NDArray[np.bool_]) -> Floats:
+        """Costs (K, R) in the clusters that are `here` (K,); zero elsewhere.
+
+        In the unit of `view.preference`'s objective, each cluster at its own point on the dial. A replica
+        that is not available costs a little more than the worst of the others.
+        """
+        state, (clusters, replicas) = env.clusters.state, (env.num_envs, env.clusters.R)
+        twin = self._twins.get(id(env))
+        if twin is None or twin.of is not state:
+            twin = self._twins[id(env)] = Twin(state)
+        actor = self._actor()
+        words = rng.stream(self._seed, "train", "counterfactual").integers(1, 2**62, clusters)
+        common = (state, twin.state, twin.source, twin.to, twin.rows, here)
+        weights = (words.astype(np.uint64), env.weights, env.favor, _NOBODY if actor is None else actor)
+        if twin.episode != env.episode:
+            twin.episode = env.episode
+            codes = [HEURISTICS[name] for name in BASES] + [STUDENT] * (actor is not None)
+            costs = np.zeros((clusters, len(codes)))
+            _try_all(*common, np.array(codes), *weights, TRIAL, costs)
+            costs[:, len(BASES) :] /= CLEARLY
+            twin.codes = np.array(codes)[costs.argmin(1)]
+        out = np.zeros((clusters, replicas))
+        _price_all(*common, twin.codes, *weights, self.decisions, out)
+        away = np.isinf(out)
+        if away.any():
+            worst = np.where(away, -np.inf, out).max(1, keepdims=True) + 1.0
+            out = np.where(away, worst, out)
+        return out
+
+
+_NOBODY = Actor(np.zeros(1, np.float32), np.zeros(1, np.float32), 0, 0, 0, False, 0, 0, 1, -1)
+"""For base policies that are all heuristics."""
