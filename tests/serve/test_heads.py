@@ -19,7 +19,7 @@ def test_what_an_answer_declares_hop_by_hop_stays_here_wherever_it_stands():
         ("Via", "1.1 b"),
     )
     passed = passed_on(answer, hide_report=False)
-    assert passed.lines == [b"Content-Type: text/event-stream\r\n", b"X-Kept: a: b\r\n"]
+    assert passed.lines == b"Content-Type: text/event-stream\r\nX-Kept: a: b\r\n"
     assert (passed.via, passed.events, passed.encoded) == (b"1.1 a, 1.1 b, ", True, False)
 
 
@@ -28,7 +28,7 @@ def test_a_load_report_is_read_and_passed_on_only_to_those_who_asked():
     hidden = passed_on(answer, hide_report=True)
     assert (hidden.report, hidden.lines, hidden.encoded) == (
         b"TEXT a=1",
-        [b"Content-Encoding: gzip\r\n"],
+        b"Content-Encoding: gzip\r\n",
         True,
     )
-    assert len(passed_on(answer, hide_report=False).lines) == 2
+    assert passed_on(answer, hide_report=False).lines.count(b"\r\n") == 2

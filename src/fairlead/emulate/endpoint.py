@@ -12,8 +12,9 @@ from fairlead.emulate.answers import Events, whole
 from fairlead.emulate.asks import OUTPUT_TOKENS_HEADER, Ask, Refused, read, read_tokenize
 from fairlead.emulate.engine import Engine, Job
 from fairlead.emulate.lengths import Lengths
-from fairlead.serve.frontend import ClientConnection, Request
+from fairlead.serve.frontend import ClientConnection
 from fairlead.serve.messages import answer, status_line
+from fairlead.serve.request import Request
 from fairlead.serve.settings import Limits, Timeouts
 
 VERSION = "0.32.0"

@@ -24,10 +24,11 @@ from fairlead.errors import FairleadError
 from fairlead.section import first_problem
 from fairlead.serve.backend import Histogram
 from fairlead.serve.decisions import load_routers
-from fairlead.serve.frontend import ClientConnection, Request, Sink
+from fairlead.serve.frontend import ClientConnection
 from fairlead.serve.gateway import Gateway
 from fairlead.serve.messages import answer, error_body
 from fairlead.serve.monitor import Monitor
+from fairlead.serve.request import Request, Sink
 from fairlead.serve.settings import BackendSettings, Limits, Policy
 from fairlead.view import schema
 

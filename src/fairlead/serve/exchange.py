@@ -14,12 +14,12 @@ import numpy.typing as npt
 
 from fairlead.serve.backend import Backend
 from fairlead.serve.facts import GENERATE, Facts, partial_facts, read_facts, repeatable
-from fairlead.serve.frontend import Request
 from fairlead.serve.heads import request_head
 from fairlead.serve.ledger import OTHER, STREAM, WHOLE, Entry, Ledger
 from fairlead.serve.messages import Headers, answer, error_body
 from fairlead.serve.prompt_tokens import PromptCounter
 from fairlead.serve.relay import Relay
+from fairlead.serve.request import Request
 from fairlead.serve.settings import Limits, Timeouts
 from fairlead.serve.tokens import PromptEstimate, Usage
 from fairlead.serve.totals import TOTALLED, asking

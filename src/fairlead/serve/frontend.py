@@ -7,34 +7,19 @@ or missing hosts, anything over a limit. After a refusal nothing more of the con
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping
 from time import monotonic
 from typing import Protocol, cast
 
 import httptools
 
-from fairlead.serve.messages import Headers, answer, error_body
+from fairlead.serve.known import cut_length, keep
+from fairlead.serve.messages import answer, error_body
+from fairlead.serve.request import KnownHead, Request, Sink, examine
 from fairlead.serve.settings import Limits, Timeouts
 
 LINGER_S = 2.0
 """After an answer that ends a connection, the rest of the client's bytes is thrown away for this long, so
 that a reset does not overtake the answer."""
-
-
-class Sink(Protocol):
-    """Whoever answers one request."""
-
-    def body(self, data: bytes) -> None:
-        """A piece of the request's body."""
-
-    def end(self) -> None:
-        """The request is complete."""
-
-    def client_left(self) -> None:
-        """Nobody waits for the answer any more."""
-
-    def client_slow(self, slow: bool) -> None:
-        """The client reads slower than the answer comes (True), or has caught up (False)."""
 
 
 class Application(Protocol):
@@ -45,77 +30,21 @@ class Application(Protocol):
     connections: "set[ClientConnection]"
     draining: bool
 
-    def handle(self, request: "Request") -> Sink:
+    def handle(self, request: Request) -> Sink:
         """Take charge of a request whose head has come; called when it is its turn to be answered."""
         ...
 
 
-_NOTHING: Mapping[bytes, bytes] = {}
-
-
-class Request:
-    """The head of a request, and how it is to be answered."""
-
-    __slots__ = (
-        "arrived",
-        "close",
-        "complete",
-        "connection",
-        "expects_continue",
-        "first",
-        "headers",
-        "length",
-        "method",
-        "old",
-        "parts",
-        "path",
-        "received",
-        "refusal",
-        "sink",
-        "target",
-    )
-
-    def __init__(self, connection: "ClientConnection") -> None:
-        """Its first byte has come."""
-        self.connection = connection
-        self.arrived = 0.0
-        self.method = b""
-        self.target = b""
-        self.path = b""
-        """The target without its query."""
-        self.headers: Headers = []
-        self.first: Mapping[bytes, bytes] = _NOTHING
-        """The first header of each (lower-case) name, once the head has come."""
-        self.length = -1
-        """Of the body as declared; -1 if it is chunked."""
-        self.received = 0
-        """Bytes of the body so far."""
-        self.old = False
-        """HTTP/1.0: knows no chunks."""
-        self.close = False
-        """The connection ends with the answer."""
-        self.complete = False
-        self.expects_continue = False
-        self.parts: list[bytes] = []
-        """The body as far as nobody has taken charge of the request yet."""
-        self.refusal: tuple[int, str] | None = None
-        """Status and message, where the request cannot be served."""
-        self.sink: Sink | None = None
-
-    def header(self, name: bytes) -> bytes:
-        """The first header of this (lower-case) name; empty if there is none."""
-        return self.first.get(name, b"")
-
-
-def head_size(request: Request) -> int:
-    """Bytes of a request's target and headers."""
-    return len(request.target) + sum(len(name) + len(value) + 4 for _, name, value in request.headers)
+_UNKNOWN = (b"", 0)
+_KNOWN: dict[bytes, KnownHead] = {}
+"""Heads of requests that were seen before."""
 
 
 class ClientConnection(asyncio.Protocol):
     """One connection of a client: requests in, answers out, in order."""
 
     __slots__ = (
+        "_alike",
         "_application",
         "_broken",
         "_chunk_bytes",
@@ -139,6 +68,7 @@ class ClientConnection(asyncio.Protocol):
         self._application = application
         self._queue: deque[Request] = deque()
         self._incoming: Request | None = None  # being parsed
+        self._alike = _UNKNOWN  # what `cut_length` found in front of what is being parsed, if anything
         self._chunk_bytes = 0  # of what is being parsed
         self._head_bytes = 0  # since the request began, what came with its first byte aside
         self._head_first = 0  # that
@@ -183,10 +113,24 @@ class ClientConnection(asyncio.Protocol):
         if self._closing or self._broken:
             return
         if self._incoming is None and not self._queue:
-            self.deadline = monotonic() + self._application.timeouts.header
+            now = monotonic()
+            self.deadline = now + self._application.timeouts.header
+            cut = cut_length(data)
+            if cut is not None:
+                alike, length, end = cut
+                known = _KNOWN.get(alike)
+                if (
+                    known is not None
+                    and len(data) == end + length <= known.limits.max_body_bytes
+                    and known.limits is self._application.limits
+                ):
+                    self._serve(known, length, data[end:], now)
+                    return
+                self._alike = alike, length
         self._chunk_bytes = len(data)
         self._head_bytes += self._chunk_bytes
         self._feed(data)
+        self._alike = _UNKNOWN
         incoming = self._incoming
         if (
             incoming is not None
@@ -237,9 +181,17 @@ class ClientConnection(asyncio.Protocol):
             return
         request.arrived = monotonic()
         request.method = self._parser.get_method()
-        request.refusal = self._examine(request)
+        limits = self._application.limits
+        request.refusal = examine(
+            request, self._parser.get_http_version(), limits, self._head_first + self._head_bytes
+        )
         request.path = request.target.partition(b"?")[0]
         request.close |= not self._parser.should_keep_alive() or request.refusal is not None
+        alike, length = self._alike
+        if alike and length == request.length and not (request.close or request.old or _odd(request)):
+            request.known = KnownHead(request, limits)
+            keep(_KNOWN, alike, request.known)
+        self._alike = _UNKNOWN
         self._queue.append(request)
         if len(self._queue) == 1:
             self._begin(request)
@@ -363,6 +315,20 @@ class ClientConnection(asyncio.Protocol):
 
     # Inside.
 
+    def _serve(self, known: KnownHead, length: int, body: bytes, now: float) -> None:
+        """A whole request has come by itself, with a `known` head: there is nothing to be parsed."""
+        request = Request(self)
+        request.arrived = now
+        request.says_again(known, length)
+        self._queue.append(request)
+        self.deadline = float("inf")
+        sink = request.sink = self._application.handle(request)
+        if length and not self._closing:
+            sink.body(body)
+        if not self._closing and request.sink is not None:  # not answered already
+            request.complete = True
+            sink.end()
+
     def _feed(self, data: bytes) -> None:
         try:
             self._parser.feed_data(data)
@@ -405,52 +371,6 @@ class ClientConnection(asyncio.Protocol):
         self._resumed = False
         if rest:
             self._feed(rest)
-
-    def _examine(self, request: Request) -> tuple[int, str] | None:
-        """Why the head must be refused, if it must; llhttp has checked its form."""
-        limits = self._application.limits
-        if request.method == b"CONNECT":
-            return 405, "CONNECT is not offered"
-        version = self._parser.get_http_version()
-        headers = request.headers
-        first = request.first = {lower: value for lower, _, value in reversed(headers)}
-        if b"content-length" in first:
-            request.length = int(first[b"content-length"])
-        if coded := b"transfer-encoding" in first:
-            for lower, _, value in headers:
-                if lower == b"transfer-encoding" and value.strip().lower() != b"chunked":
-                    return 501, "the only transfer coding is chunked"
-        if b"expect" in first:
-            for lower, _, value in headers:
-                if lower == b"expect" and value.strip().lower() != b"100-continue":
-                    return 417, "the only expectation is 100-continue"
-            request.expects_continue = True
-        if version not in ("1.1", "1.0"):
-            return 505, "the HTTP version is 1.1 or 1.0"
-        request.old = version == "1.0"
-        if coded and request.old:
-            return 400, "HTTP/1.0 has no chunks"
-        if not coded and request.length < 0:
-            request.length = 0
-        if len(first) < len(headers):
-            hosts = sum(lower == b"host" for lower, _, _ in headers)
-        else:
-            hosts = b"host" in first
-        if hosts > 1 or (hosts == 0 and not request.old):
-            return 400, "exactly one Host header is needed"
-        if len(headers) > limits.max_headers or (
-            self._head_first + self._head_bytes > limits.max_header_bytes  # perhaps: the body is in it
-            and head_size(request) > limits.max_header_bytes
-        ):
-            return 431, "the request's head is too large"
-        if request.length > limits.max_body_bytes:
-            return 413, "the request's body is too large"
-        if not request.target.startswith(b"/"):
-            absolute = request.target.partition(b"://")[2].partition(b"/")
-            if not absolute[1]:
-                return 400, "the target must be a path"
-            request.target = b"/" + absolute[2]
-        return None
 
     def _leave(self) -> None:
         """Tell whoever answers that nobody is there any more."""
@@ -496,3 +416,9 @@ class ClientConnection(asyncio.Protocol):
         self._transport.write(answer(status, body, close=True, head_only=head_only))
         self._incoming = self._incoming or Request(self)  # there may be more to come: linger
         self.finish()
+
+
+def _odd(request: Request) -> bool:
+    """Whether more than its bytes decides what follows the head."""
+    first = request.first
+    return request.expects_continue or b"upgrade" in first or b"transfer-encoding" in first

@@ -23,7 +23,7 @@ from fairlead.serve.decisions import Decider, PolicyFailed
 from fairlead.serve.descriptors import most_connections
 from fairlead.serve.exchange import Exchange
 from fairlead.serve.facts import STATELESS
-from fairlead.serve.frontend import ClientConnection, Request, Sink
+from fairlead.serve.frontend import ClientConnection
 from fairlead.serve.ledger import Ledger
 from fairlead.serve.local import LocalAnswer
 from fairlead.serve.logs import EventLog, JsonLines
@@ -33,6 +33,7 @@ from fairlead.serve.placement import Placement
 from fairlead.serve.prefixes import Prefixes
 from fairlead.serve.prompt_tokens import PromptCounter
 from fairlead.serve.records import decision_record, request_record
+from fairlead.serve.request import Request, Sink
 from fairlead.serve.settings import BackendSettings, GatewaySettings
 from fairlead.serve.tokens import PromptEstimate
 from fairlead.serve.traces import Tracing

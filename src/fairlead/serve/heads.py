@@ -1,13 +1,13 @@
 """The heads of requests and answers on their way through: which headers are passed on, which are added."""
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from fairlead.serve.messages import CONTEXT_HEADERS, HOP_BY_HOP, VIA, Headers, named_in_connection
 
 if TYPE_CHECKING:
     from fairlead.serve.backend import Backend
-    from fairlead.serve.frontend import Request
+    from fairlead.serve.request import Request
 
 _DROPPED_FROM_REQUEST = HOP_BY_HOP | {
     b"host",
@@ -21,6 +21,12 @@ _DROPPED_FROM_ANSWER = HOP_BY_HOP | {b"content-length", b"x-request-id", b"via"}
 
 LOAD_FORMAT = b"endpoint-load-metrics-format"
 """The header by which a backend is asked for a load report (ORCA)."""
+
+
+_REQUEST = (
+    b"%b %b%b HTTP/1.1\r\nHost: %b\r\n%b%bX-Request-Id: %b\r\n"
+    b"X-Forwarded-For: %b%b\r\nX-Forwarded-Proto: %b\r\nVia: %b%b\r\n%b\r\n"
+)
 
 
 def request_head(
@@ -46,36 +52,51 @@ def request_head(
         plain: the answer must not be compressed: its events are to be read on the way.
         context: headers that say which trace it belongs to; None: it is not traced.
     """
-    target = backend.prefix + request.target
-    lines = [b"%b %b HTTP/1.1\r\nHost: %b" % (request.method, target, backend.authority)]
-    headers, first = request.headers, request.first
     # An `Authorization` was meant for the gateway, where it is asked for or a backend has its own.
-    dropped = _dropped(context is not None, keyed or bool(backend.authorization), plain)
-    if b"connection" in first:
-        dropped |= named_in_connection(headers)
-    lines += [name + b": " + value for lower, name, value in headers if lower not in dropped]
+    which = (context is not None, keyed or bool(backend.authorization), plain, orca)
+    known = request.known
+    kept = known.kept.get(which) if known is not None else None
+    if kept is None:
+        kept = _kept(request, *which)
+        if known is not None:
+            known.kept[which] = kept
+    own = b""
     if backend.authorization:
-        lines.append(b"Authorization: " + backend.authorization)
-    if orca and not request.header(LOAD_FORMAT):
-        lines.append(LOAD_FORMAT + b": TEXT")
+        own = b"Authorization: %b\r\n" % backend.authorization
     for _, name, value in context or ():
-        lines.append(name + b": " + value)
+        own += b"%b: %b\r\n" % (name, value)
+    headers, first = request.headers, request.first
     forwarded = _all(headers, b"x-forwarded-for") if b"x-forwarded-for" in first else b""
     via = _all(headers, b"via") if b"via" in first else b""
     connection = request.connection
-    lines.append(
-        b"X-Request-Id: %b\r\nX-Forwarded-For: %b%b\r\nX-Forwarded-Proto: %b\r\nVia: %b%b\r\n%b\r\n"
-        % (
-            request_id,
-            forwarded,
-            connection.peer,
-            b"https" if connection.secure else b"http",
-            via,
-            VIA,
-            length,
-        )
+    scheme = b"https" if connection.secure else b"http"
+    return _REQUEST % (
+        request.method,
+        backend.prefix,
+        request.target,
+        backend.authority,
+        kept,
+        own,
+        request_id,
+        forwarded,
+        connection.peer,
+        scheme,
+        via,
+        VIA,
+        length,
     )
-    return b"\r\n".join(lines)
+
+
+def _kept(request: "Request", traced: bool, authorized: bool, plain: bool, orca: bool) -> bytes:
+    """What is passed on of a request's headers, with a question for a load report if `orca`."""
+    headers = request.headers
+    dropped = _dropped(traced, authorized, plain)
+    if b"connection" in request.first:
+        dropped |= named_in_connection(headers)
+    lines = [name + b": " + value + b"\r\n" for lower, name, value in headers if lower not in dropped]
+    if orca and not request.header(LOAD_FORMAT):
+        lines.append(LOAD_FORMAT + b": TEXT\r\n")
+    return b"".join(lines)
 
 
 @cache
@@ -99,7 +120,7 @@ def _all(headers: Headers, name: bytes) -> bytes:
 class Passed(NamedTuple):
     """What is passed on of an answer's headers, and what they say."""
 
-    lines: list[bytes]
+    lines: bytes
     """Each with its line end."""
     via: bytes
     """Who has passed it on before, with a comma after each."""
@@ -113,6 +134,11 @@ class Passed(NamedTuple):
 
 def passed_on(headers: Headers, *, hide_report: bool) -> Passed:
     """Read an answer's `headers`; `hide_report`: its load report is for the gateway alone."""
+    return _passed_on(tuple(headers), hide_report)
+
+
+@lru_cache(256)  # a backend's answers are much alike
+def _passed_on(headers: tuple[tuple[bytes, bytes, bytes], ...], hide_report: bool) -> Passed:
     lines = []
     events = encoded = False
     via = report = b""
@@ -135,4 +161,4 @@ def passed_on(headers: Headers, *, hide_report: bool) -> Passed:
         lines.append(name + b": " + value + b"\r\n")
     if named:
         lines = [each for each in lines if each.partition(b":")[0].lower() not in named]
-    return Passed(lines, via, events, encoded, report)
+    return Passed(b"".join(lines), via, events, encoded, report)

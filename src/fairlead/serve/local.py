@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from fairlead.serve.frontend import Request
 from fairlead.serve.messages import answer
+from fairlead.serve.request import Request
 
 
 class LocalAnswer:

@@ -44,7 +44,7 @@ def status_line(status: int) -> bytes:
     return _LINES.get(status) or b"HTTP/1.1 %d Unknown\r\n" % status
 
 
-def named_in_connection(headers: Headers) -> frozenset[bytes]:
+def named_in_connection(headers: Iterable[tuple[bytes, bytes, bytes]]) -> frozenset[bytes]:
     """The further headers that a `Connection` header declares hop-by-hop."""
     names = _NONE
     for lower, _, value in headers:

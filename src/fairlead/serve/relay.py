@@ -3,10 +3,10 @@
 from time import monotonic
 
 from fairlead.serve.backend import Backend
-from fairlead.serve.frontend import Request
 from fairlead.serve.heads import LOAD_FORMAT, passed_on
 from fairlead.serve.ledger import Entry, Ledger
 from fairlead.serve.messages import VIA, Headers, status_line
+from fairlead.serve.request import Request
 from fairlead.serve.scraping import orca_reading
 from fairlead.serve.tokens import TAIL_BYTES, EventMeter, Usage, find_usage
 from fairlead.serve.totals import TotalsFilter
@@ -78,21 +78,28 @@ class Relay:
             if hide_totals and not passed.encoded:
                 self._filter = TotalsFilter()
                 length = -1  # it would be too long
-        lines = [status_line(status), *passed.lines]
-        if length >= 0 or head_only:
-            if length >= 0:
-                lines.append(b"Content-Length: %d\r\n" % length)
+        framing = b""
+        if length >= 0:
+            framing = b"Content-Length: %d\r\n" % length
+        elif head_only:
+            pass
         elif request.old:
             request.close = True  # its end is told by closing
         else:
             self._chunked = True
-            lines.append(b"Transfer-Encoding: chunked\r\n")
+            framing = b"Transfer-Encoding: chunked\r\n"
         if request.close:
-            lines.append(b"Connection: close\r\n")
+            framing += b"Connection: close\r\n"
         elif request.old:
-            lines.append(b"Connection: keep-alive\r\n")
-        lines.append(b"X-Request-Id: %b\r\nVia: %b%b\r\n\r\n" % (request_id, passed.via, VIA))
-        self._head = b"".join(lines)
+            framing += b"Connection: keep-alive\r\n"
+        self._head = b"%b%b%bX-Request-Id: %b\r\nVia: %b%b\r\n\r\n" % (
+            status_line(status),
+            passed.lines,
+            framing,
+            request_id,
+            passed.via,
+            VIA,
+        )
 
     def body(self, data: bytes, last: bool) -> float:
         """Pass a piece of the body on, empty if only the head has come, then count what it brings.

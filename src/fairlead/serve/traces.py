@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from fairlead.serve.backend import Backend
     from fairlead.serve.exchange import Exchange
-    from fairlead.serve.frontend import Request
+    from fairlead.serve.request import Request
 
 EXPORT_TIMEOUT_S = 2
 """For one batch of 512 spans. At most 2,048 wait: a dead collector delays the end by about four times this.

@@ -15,10 +15,16 @@ from urllib.parse import urlsplit
 import httptools
 
 from fairlead.errors import FairleadError
+from fairlead.serve.known import cut_length, keep
 from fairlead.serve.messages import Headers
 
 MAX_ANSWER_HEAD = 65_536
 """Bytes of an answer's head; a longer one is a fault of the backend."""
+
+
+_UNKNOWN = (b"", 0)
+_KNOWN: dict[bytes, tuple[int, Headers]] = {}
+"""Heads of answers that were seen before: status and headers."""
 
 
 class Caller(Protocol):
@@ -56,6 +62,7 @@ class UpstreamConnection(asyncio.Protocol):
     """One connection to a backend."""
 
     __slots__ = (
+        "_alike",
         "_answered",
         "_begun",
         "_caller",
@@ -97,6 +104,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._begun = False  # the head has come
         self._answered = False
         self._informational = False
+        self._alike = _UNKNOWN  # what `cut_length` found in front of it, if anything
         self._closes = False
         self._to_close = False  # the body ends with the connection
 
@@ -160,10 +168,24 @@ class UpstreamConnection(asyncio.Protocol):
         """Parse what has come and pass it on."""
         if self._closed:
             return
-        if self._caller is None:
+        caller = self._caller
+        if caller is None:
             self._close()  # nobody asked for this
             return
-        self._heard = True
+        if not self._heard:
+            self._heard = True
+            cut = None if caller.head_only else cut_length(data)
+            if cut is not None:
+                alike, length, end = cut
+                known = _KNOWN.get(alike)
+                if known is not None and len(data) == end + length:
+                    # A whole answer has come by itself, with a known head: there is nothing to be parsed.
+                    caller.answer_begins(*known, length)
+                    if not self._closed:  # else the caller went elsewhere
+                        caller.answer_body(data[end:], True)
+                        self._done()
+                    return
+                self._alike = alike, length
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -211,6 +233,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         """The head has come."""
+        (alike, cut), self._alike = self._alike, _UNKNOWN
         if self._begun or self._caller is None:
             return
         status: int = self._parser.get_status_code()
@@ -230,6 +253,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._closes = not self._parser.should_keep_alive()
         self._to_close = length < 0 and not chunked
         headers, self._headers = self._headers, []
+        if alike and cut == length and not (chunked or self._closes or status in (204, 304)):
+            keep(_KNOWN, alike, (status, headers))
         self._caller.answer_begins(status, headers, -1 if chunked else length)
         if self._caller is not None and self._caller.head_only:
             # llhttp cannot be told that no body follows; the connection is not used again.
