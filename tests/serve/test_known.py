@@ -11,6 +11,8 @@ from fairlead.serve.known import MOST, cut_length, keep
 
 HEAD = b"POST /v1/completions?a=b HTTP/1.1\r\nHost: x\r\nX-Own: 1\r\nContent-Length: "
 
+ANSWER = b"HTTP/1.1 %d X\r\nContent-Type: application/json\r\nContent-Length: \r\n\r\n"
+
 
 def message(text, head=HEAD):
     body = json.dumps({"model": "m", "prompt": text, "max_tokens": 2}).encode()
@@ -76,7 +78,7 @@ def test_a_request_whose_head_is_known_arrives_like_the_first_one(play, parsed):
                 client.send(message(text))
                 assert (await client.answer()).status == 200
         assert parsed == [message("a")]
-        assert len(frontend._KNOWN) == len(upstream._KNOWN) == 1
+        assert len(frontend._KNOWN) == 1
         seen = [request for backend in world.backends for request in backend.requests]
         assert sorted(json.loads(body)["prompt"] for *_, body in seen) == sorted(2 * texts)
         assert len({headers.pop("x-request-id") for _, _, headers, _ in seen}) == 8
@@ -179,7 +181,7 @@ def test_answers_whose_head_is_known(play, prompt):
             answer = await client.answer()
             assert answer.json["choices"] == [{"text": " x" * count}]
             assert answer.headers["content-length"] == str(len(answer.body))
-        assert len(upstream._KNOWN) == 1
+        assert ANSWER % 200 in upstream._KNOWN
         client.request(method="HEAD")
         assert (await client.answer(head_only=True)).status == 200
         assert world.gateway.backends[0].in_flight == world.gateway.backends[1].in_flight == 0
@@ -197,6 +199,6 @@ def test_a_known_failure_is_repeated_elsewhere(play, prompt):
         for _ in range(12):
             assert (await world.ask(body=prompt)).status == 200
         assert len(world.backends[0].requests) > 1
-        assert len(upstream._KNOWN) == 2
+        assert {ANSWER % 200, ANSWER % 503} <= upstream._KNOWN.keys()
 
     play(scene, health={"eject_after": 1000})
