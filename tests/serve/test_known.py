@@ -62,7 +62,7 @@ def test_the_number_is_cut_out_of_the_head():
 
 
 def test_the_heads_that_are_kept_are_bounded():
-    known = {}
+    known: dict[bytes, int] = {}
     for i in range(3 * MOST):
         keep(known, b"%d" % i, i)
         assert known[b"%d" % i] == i
