@@ -1,13 +1,31 @@
 """A request of a client: its head, whether it can be served, and who answers it."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from fairlead.serve.messages import Headers
 from fairlead.serve.settings import Limits
 
-if TYPE_CHECKING:
-    from fairlead.serve.frontend import ClientConnection
+
+class Connection(Protocol):
+    """Where a request came from, and its answer goes."""
+
+    peer: bytes
+    """The client's address."""
+    secure: bool
+    """Behind TLS."""
+
+    def write(self, data: bytes) -> None:
+        """Send a piece of the answer."""
+
+    def read(self, wanted: bool) -> None:
+        """Read from the client, or leave it waiting (so that a long upload does not pile up)."""
+
+    def answered(self, request: "Request") -> None:
+        """The answer to `request` is complete."""
+
+    def cut(self, *, visible: bool) -> None:
+        """End in the middle of an answer; a reset tells the client if the missing end is not `visible`."""
 
 
 class Sink(Protocol):
@@ -69,7 +87,7 @@ class Request:
         "target",
     )
 
-    def __init__(self, connection: "ClientConnection") -> None:
+    def __init__(self, connection: Connection) -> None:
         """Its first byte has come."""
         self.connection = connection
         self.arrived = 0.0
