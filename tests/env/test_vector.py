@@ -147,6 +147,18 @@ def test_pitfall_03_load_changes_the_arrivals_themselves() -> None:
     assert gaps[0] / gaps[1] == pytest.approx(0.9 / 0.5, rel=1e-6)
 
 
+def test_each_scenario_is_trained_at_its_own_loads_unless_others_are_given() -> None:
+    """`kv-pressure` is overloaded on purpose: a policy that has never seen such a load would thrash."""
+    scenarios = [load_scenario("kv-pressure"), load_scenario("chat-outage")]
+    env = RouterVectorEnv(scenarios, num_envs=64, group=1, episode_requests=4)
+    for loads, scenario in ((env.loads[::2], scenarios[0]), (env.loads[1::2], scenarios[1])):
+        low, high = min(scenario.loads), max(scenario.loads) + 0.05
+        assert low <= loads.min() < low + 0.05 and high - 0.05 < loads.max() <= high
+    env.configure(load=(0.3, 0.4))
+    env.reset(seed=1)
+    assert 0.3 <= env.loads.min() and env.loads.max() <= 0.4
+
+
 def test_teacher_costs_know_who_is_fast() -> None:
     env = small(scenarios=DEMO[1:], favor=(0.2, 0.2), episode_requests=400)
     env.reset(seed=0)

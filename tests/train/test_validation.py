@@ -3,9 +3,19 @@
 import numpy as np
 import pytest
 
-from fairlead.train.validation import objective
+from fairlead.evaluate.run import run
+from fairlead.policy.artefact import OnnxRouter
+from fairlead.policy.heuristics import Heuristic
+from fairlead.policy.packaged import policy_path
+from fairlead.simulator.capacity import capacity_rps
+from fairlead.simulator.cluster import Clusters
+from fairlead.simulator.fleet import build_fleet
+from fairlead.train.validation import Validation, objective
 from fairlead.view.preference import weights_of
 from fairlead.view.tail import TAIL_SHARE
+from fairlead.workload.scenario import generate, load_scenario
+
+GENERALIST = policy_path("fairlead/generalist")
 
 FAVORS = (0.0, 0.3, 0.5, 1.0)
 WEIGHTS = np.array([weights_of(favor) for favor in FAVORS])
@@ -40,3 +50,28 @@ def test_only_the_worst_are_the_tail() -> None:
 
 def test_shorter_first_tokens_never_cost_more() -> None:
     assert (objective(0.9 * TTFT, E2E, WEIGHTS) < objective(TTFT, E2E, WEIGHTS)).all()
+
+
+def test_each_scenario_is_validated_at_its_own_loads_unless_others_are_given() -> None:
+    scenarios = [load_scenario("kv-pressure"), load_scenario("chat-outage")]
+    settings = Validation(scenarios, None, (0.5,), seeds=1, requests=40)(OnnxRouter(GENERALIST)).ratios
+    assert {(s.scenario, s.load) for s in settings} == {(s.name, load) for s in scenarios for load in s.loads}
+    given = Validation(scenarios, (0.5,), (0.5,), seeds=1, requests=40)(OnnxRouter(GENERALIST)).ratios
+    assert {s.load for s in given} == {0.5}
+
+
+def test_a_heuristic_costs_what_a_run_of_it_costs_at_each_point_of_the_dial() -> None:
+    """One run serves all points, because heuristics do not look at the dial."""
+    scenario = load_scenario("chat-equal")
+    found = Validation([scenario], (0.7,), (0.0, 1.0), seeds=2, requests=60)
+    arrivals = [
+        generate(scenario, requests=60, rate=0.7 * capacity_rps(scenario), seed=seed, split="validate")
+        for seed in (0, 1)
+    ]
+    clusters = Clusters([build_fleet(scenario)] * 2, arrivals)
+    run(clusters, Heuristic("least_work"))
+    outcomes = [clusters.outcomes(c) for c in (0, 1)]
+    ttft = np.array([o.first_token_s - o.arrival_s for o in outcomes])[:, 6:57]
+    e2e = np.array([o.finish_s - o.arrival_s for o in outcomes])[:, 6:57]
+    expected = [objective(ttft, e2e, np.array([weights_of(favor)] * 2)).mean() for favor in (0.0, 1.0)]
+    np.testing.assert_allclose(found.heuristics["least_work"], [expected])

@@ -198,16 +198,13 @@ class Twin:
     def __init__(self, state: State) -> None:
         """Allocates it; what runs do not change is shared."""
         self.of = state
-        named = zip(State._fields, state, strict=True)
-        self.state = State(*(each if name in _FIXED else each.copy() for name, each in named))
-        pairs = [
-            (_bytes(ours), _bytes(theirs))
-            for name, ours, theirs in zip(State._fields, self.state, state, strict=True)
-            if name not in _FIXED
-        ]
-        self.to: Copies = tuple(ours for ours, _ in pairs)
-        self.source: Copies = tuple(theirs for _, theirs in pairs)
-        self.rows = np.array([len(ours) // len(state.clusters) for ours in self.to])
+        theirs: dict[str, Any] = state._asdict()
+        ours = {name: each if name in _FIXED else each.copy() for name, each in theirs.items()}
+        self.state = State(**ours)
+        copied = [name for name in theirs if name not in _FIXED]
+        self.to: Copies = tuple(_bytes(ours[name]) for name in copied)
+        self.source: Copies = tuple(_bytes(theirs[name]) for name in copied)
+        self.rows = np.array([len(each) // len(state.clusters) for each in self.to])
         self.episode = -1
         self.codes = np.zeros(len(state.clusters), np.int64)
 
