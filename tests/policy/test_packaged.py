@@ -39,9 +39,11 @@ def test_the_generalist_is_small_and_says_how_it_was_trained():
     assert path.stat().st_size < 300_000
     properties = {each.key: each.value for each in onnx.load(path).metadata_props}
     beside = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    assert json.loads(properties["config"]) == beside["config"]
+    last = list(beside["stages"].values())[-1]
+    assert json.loads(properties["config"]) == last["config"]
     assert properties["schema_hash"] == beside["schema_hash"], "the JSON beside it is another policy's"
-    assert beside["scenarios"] and beside["decisions"] > 0 and beside["objective"] is not None
+    assert json.loads(properties["training"])["objective"] == last["objective"] == beside["objective"]
+    assert beside["scenarios"] and all(stage["decisions"] > 0 for stage in beside["stages"].values())
 
 
 def test_it_decides_unless_something_else_is_asked_for():
