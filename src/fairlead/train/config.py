@@ -154,7 +154,7 @@ class TrainConfig(Section):
     """The warm start; none: PPO from scratch."""
     teacher: str | dict[str, Positive] = "lookahead"
     """The router to imitate: lookahead, a heuristic by name, or several with their shares; or counterfactual,
-    which tries each choice in the very run. That takes twenty times as long as lookahead and teaches what it
+    which tries each choice in the very run. That takes many times as long as lookahead and teaches what it
     leaves out: for a policy that is good already."""
     teachers: dict[str, str] = Field(default_factory=dict)
     """Scenarios with a teacher of their own: a router, or `lookahead:privileged`. Where requests share
