@@ -159,6 +159,16 @@ def test_each_scenario_is_trained_at_its_own_loads_unless_others_are_given() -> 
     assert 0.3 <= env.loads.min() and env.loads.max() <= 0.4
 
 
+@pytest.mark.parametrize(
+    ("load", "low", "high"), [(None, 0.9, 1.15), (0.6, 0.6, 0.6), ((0.3, 0.4), 0.3, 0.4)]
+)
+def test_a_single_cluster_has_the_same_loads(
+    load: float | tuple[float, float] | None, low: float, high: float
+) -> None:
+    env = RouterEnv("kv-pressure", load=load, episode_requests=4)
+    assert low <= env.unwrapped._env.loads.item() <= high
+
+
 def test_teacher_costs_know_who_is_fast() -> None:
     env = small(scenarios=DEMO[1:], favor=(0.2, 0.2), episode_requests=400)
     env.reset(seed=0)

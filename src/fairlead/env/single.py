@@ -24,14 +24,16 @@ class RouterEnv(gymnasium.Env[npt.NDArray[np.float32], np.int64]):
         self,
         scenario: str | Scenario = "chat-equal",
         *,
-        load: float | tuple[float, float] = (0.5, 0.95),
+        load: float | tuple[float, float] | None = None,
         favor: float = DEFAULT_FAVOR,
         episode_requests: int = 1024,
         reward: SojournReward | HybridReward | None = None,
         safety: SafetyConfig | None = None,
         seed: int = 0,
     ) -> None:
-        """Builds the cluster of a scenario (a name, a file or an object); a number or a range of loads.
+        """Builds the cluster of a scenario (a name, a file or an object).
+
+        `load` is a number or a range, as fractions of capacity; by default the range of the scenario's own.
 
         Raises:
             FairleadError: for an unknown scenario, load or favor.
@@ -42,7 +44,7 @@ class RouterEnv(gymnasium.Env[npt.NDArray[np.float32], np.int64]):
             num_envs=1,
             group=1,
             episode_requests=episode_requests,
-            load=load if isinstance(load, tuple) else (load, load),
+            load=(load, load) if isinstance(load, float | int) else load,
             favor=(favor, favor),
             reward=reward,
             safety=safety,

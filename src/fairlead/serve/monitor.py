@@ -1,6 +1,7 @@
 """What goes on beside the requests: health checks, scrapes, the list of models, deadlines, log flushes."""
 
 import asyncio
+import random
 from time import monotonic
 from typing import Any
 
@@ -14,6 +15,11 @@ from fairlead.serve.scraping import read_metrics
 SWEEP_S = 0.1
 """How often deadlines are looked at: their granularity."""
 MODELS_EVERY_S = 30.0
+
+
+def _first_pause() -> float:
+    """A part of the interval: backends that are met together are not looked at together ever after."""
+    return random.random()
 
 
 class Monitor:
@@ -55,6 +61,7 @@ class Monitor:
 
     async def _check_for_ever(self, backend: Backend) -> None:
         models_due = 0.0
+        pause = _first_pause()
         while True:
             health = self._gateway.settings.health
             try:
@@ -71,7 +78,8 @@ class Monitor:
             if good and monotonic() >= models_due:
                 await self._read_models(backend)
                 models_due = monotonic() + MODELS_EVERY_S
-            await asyncio.sleep(health.interval)
+            await asyncio.sleep(health.interval * pause)
+            pause = 1.0
 
     async def _read_models(self, backend: Backend) -> None:
         try:
@@ -85,13 +93,15 @@ class Monitor:
             backend.models = frozenset(card["id"] for card in cards)
 
     async def _scrape_for_ever(self, backend: Backend) -> None:
+        pause = _first_pause()
         while True:
             settings = self._gateway.settings.scrape
             if settings.interval is None:
                 await asyncio.sleep(1.0)
                 continue
             await self.scrape(backend)
-            await asyncio.sleep(settings.interval)
+            await asyncio.sleep(settings.interval * pause)
+            pause = 1.0
 
     async def scrape(self, backend: Backend) -> None:
         """Read a backend's metrics once; what fails is counted."""

@@ -1,0 +1,55 @@
+"""When backends are looked at; what is found is in `test_gateway.py` and `test_faults.py`."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from fairlead.serve import monitor
+from fairlead.serve.backend import Backend
+from fairlead.serve.gateway import Gateway
+from fairlead.serve.settings import parse_settings
+
+LOOKS = 4
+
+
+@pytest.mark.parametrize("task", ["_check_for_ever", "_scrape_for_ever"])
+def test_backends_that_are_met_together_are_not_looked_at_together(
+    task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first pause is a random part of the interval; from then on the interval is kept."""
+    interval = 3.0
+    settings = parse_settings(
+        {
+            "backends": [{"url": "http://127.0.0.1:9"}],
+            "health": {"interval": interval},
+            "scrape": {"interval": interval},
+        },
+        "test",
+    )
+
+    async def pauses() -> list[float]:
+        found: list[float] = []
+
+        async def sleep(seconds: float) -> None:
+            found.append(seconds)
+            if len(found) == LOOKS:
+                raise asyncio.CancelledError
+
+        async def nobody(*_: Any) -> tuple[int, bytes]:
+            raise OSError("nobody listens")
+
+        monkeypatch.setattr(monitor, "asyncio", SimpleNamespace(sleep=sleep))
+        monkeypatch.setattr(monitor, "get", nobody)
+        gateway = SimpleNamespace(settings=settings)
+        backend = SimpleNamespace(name="b", scrape_errors=0, checked=lambda *_: False)
+        watcher = monitor.Monitor(cast(Gateway, gateway))
+        with pytest.raises(asyncio.CancelledError):
+            await getattr(watcher, task)(cast(Backend, backend))
+        return found
+
+    runs = [asyncio.run(pauses()) for _ in range(5)]
+    assert all(run[1:] == [interval] * (LOOKS - 1) for run in runs)
+    first = [run[0] for run in runs]
+    assert len(set(first)) == len(first) and all(0.0 <= pause < interval for pause in first)
