@@ -78,6 +78,7 @@ def facts(options: argparse.Namespace, plan: Plan) -> list[str]:
         "--dials": (options.dials, DIALS),
         "--seeds": (options.seeds, SEEDS),
         "--requests": (options.requests, REQUESTS),
+        "--first-seed": (options.first_seed, FIRST_SEED),
     }
     given = "".join(f" {name} {value}" for name, (value, default) in asked.items() if value != default)
     return [
@@ -111,6 +112,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dials", default=DIALS, help=f"default: {DIALS}")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="evaluation seeds")
     parser.add_argument("--requests", type=int, default=REQUESTS, help="in each run on up to 4 replicas")
+    parser.add_argument(
+        "--first-seed", type=int, default=FIRST_SEED, help="of the evaluation: others to choose by, say"
+    )
     parser.add_argument("--no-lookahead", action="store_true", help="leave the slow reference out")
     parser.add_argument("--specialists", type=Path, metavar="DIR", help="with SCENARIO.onnx files")
     parser.add_argument("--jobs", type=int, default=2, help="scenarios at a time")
@@ -128,7 +132,7 @@ def main() -> None:
         Plan(
             policies=tuple(options.policies.split(",")),
             dials=tuple(float(each) for each in options.dials.split(",")),
-            seeds=tuple(range(FIRST_SEED, FIRST_SEED + options.seeds)),
+            seeds=tuple(range(options.first_seed, options.first_seed + options.seeds)),
             requests=options.requests,
             lookahead=not options.no_lookahead,
             loads=None if loads is None else tuple(loads),

@@ -166,7 +166,7 @@ def test_a_single_cluster_has_the_same_loads(
     load: float | tuple[float, float] | None, low: float, high: float
 ) -> None:
     env = RouterEnv("kv-pressure", load=load, episode_requests=4)
-    assert low <= env.unwrapped._env.loads.item() <= high
+    assert low <= env._env.loads.item() <= high
 
 
 def test_teacher_costs_know_who_is_fast() -> None:

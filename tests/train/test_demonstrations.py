@@ -22,6 +22,12 @@ def test_clusters_weigh_alike_whatever_a_second_is_worth_in_them() -> None:
     assert regrets[0, 0, 0] == 0.0 and regrets[1, 0, 1] == 0.0
 
 
+def test_clusters_weigh_what_they_are_given() -> None:
+    found = demonstrations([[[1.0, 3.0], [100.0, 300.0]], [[5.0, 1.0], [900.0, 500.0]]])
+    found.weigh_alike(0, np.array([1.0, 4.0]))
+    np.testing.assert_allclose(np.stack(found.labels).mean((0, 2)), [1.0, 4.0])
+
+
 def test_only_the_newest_steps_are_scaled_and_ties_and_actions_stay() -> None:
     found = demonstrations([[[7.0, 9.0]], [[2.0, 2.0]]])
     found.weigh_alike(1)

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -104,3 +106,19 @@ def test_a_cost_that_is_not_finite_is_refused(toy):
     broken = Teacher("broken", lambda env, here=None: np.full((env.num_envs, env.replicas), np.inf))
     with pytest.raises(FairleadError, match="the teacher broken gave a cost that is not finite at step 0"):
         dagger(toy, broken)
+
+
+def test_scenarios_count_for_what_is_configured(toy):
+    """Four times as much, four times the mean regret; a teacher that only acts takes each decision alike."""
+    config = CONFIG.model_copy(update={"weights": {"odd": 4.0}})
+    network, demonstrations = RouterNetwork(3, hidden=16, attention=8), Demonstrations()
+    env = toy.make(group=1)
+    env.scenario_names = ["even", "odd"] * (env.num_envs // 2)
+    how: dict[str, Any] = {"first": True, "seed": 0, "profiler": Profiler()}
+    imitation.collect(network, env, lookahead(), demonstrations, config, **how)
+    mean = np.stack(demonstrations.labels).mean((0, 2))
+    np.testing.assert_allclose(mean, np.tile([1.0, 4.0], env.num_envs // 2))
+    acts = Teacher("first", lambda env, here=None: np.zeros(env.num_envs, np.int64))
+    actions = Demonstrations()
+    imitation.collect(network, env, acts, actions, config, **how)
+    assert (np.stack(actions.labels) == 0).all()

@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,6 +57,21 @@ def test_another_run_is_not_disturbed(run_directory: Path) -> None:
     with pytest.raises(FairleadError, match="is not empty"):
         train(TrainConfig.model_validate(SMALL), DEMO, run_directory, say=told.append)
     assert told == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"teachers": {"chat-mmpp": "lor"}}, "teachers"),
+        ({"imitation": SMALL["imitation"] | {"weights": {"chat-mmpp": 2}}}, r"imitation\.weights"),  # type: ignore[operator]
+    ],
+)
+def test_settings_of_scenarios_that_are_not_trained_on_are_refused(
+    changes: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    with pytest.raises(FairleadError, match=f"{named} names chat-mmpp, which is not trained on"):
+        train(TrainConfig.model_validate(SMALL | changes), DEMO, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 MIXED = SMALL | {

@@ -143,6 +143,45 @@ def test_the_estimated_cost_by_hand() -> None:
     assert above[0] == 0.0
 
 
+def _by_name(view: View) -> dict[str, np.ndarray]:
+    return dict(zip(FEATURES, features_batch(view, 0.5)[0].T, strict=True))
+
+
+def test_comparisons_with_the_other_replicas_by_hand() -> None:
+    """Three replicas: two hold 96 tokens of the prompt, one nothing."""
+    replicas = np.zeros((1, 3, NUM_REPLICA_COLUMNS))
+    replicas[0, :, schema.AVAILABLE] = 1.0
+    replicas[0, :, schema.KV_CAPACITY_TOKENS] = [1000.0, 2000.0, 4000.0]
+    replicas[0, :, schema.MAX_NUM_SEQS] = 100.0
+    replicas[0, :, schema.PREFILL_TOKENS_PER_S] = 1000.0
+    replicas[0, :, schema.EXPECTED_PREFIX_HIT_TOKENS] = [96.0, 96.0, 0.0]
+    replicas[0, :, schema.IN_FLIGHT] = [12.0, 4.0, 3.0]
+    replicas[0, :, schema.AWAITING_FIRST_TOKEN] = [2.0, 0.0, 3.0]
+    replicas[0, :, schema.PENDING_PREFILL_TOKENS] = [300.0, 0.0, 500.0]
+    replicas[0, :, schema.CONTEXT_TOKENS] = [700.0, 900.0, 0.0]
+    replicas[0, :, schema.EXPECTED_REMAINING_TOKENS] = [640.0, 64.0, 128.0]
+    request = np.zeros((1, NUM_REQUEST_COLUMNS))
+    request[0, schema.PROMPT_TOKENS], request[0, schema.EXPECTED_OUTPUT_TOKENS] = 100.0, 50.0
+    found = _by_name(View(replicas, request))
+    own = np.array([4.0, 4.0, 100.0])
+    # Fewer in flight on the third do not count against those that hold the prompt.
+    np.testing.assert_allclose(found["in_flight_above_holders"], np.array([8.0, 0.0, -1.0]) / 8)
+    demand = (np.array([1640.0, 964.0, 628.0]) + own + 50.0) / np.array([1000.0, 2000.0, 4000.0])
+    np.testing.assert_allclose(found["kv_demand"], demand, rtol=1e-6)
+    np.testing.assert_allclose(found["kv_demand_above_least"], 4 * (demand - demand.min()), rtol=1e-6)
+    product = np.log((np.array([300.0, 0.0, 500.0]) + own) * np.array([13.0, 5.0, 4.0]))
+    np.testing.assert_allclose(found["uncached_by_batch_above_least"], product - product.min(), rtol=1e-5)
+    delayed = np.array([10.0, 4.0, 0.0]) * own / 1000.0
+    np.testing.assert_allclose(found["decodes_delayed_above_least"], delayed - delayed.min(), rtol=1e-6)
+    remaining = np.log1p(np.array([10.0, 1.0, 2.0]))
+    above = found["expected_remaining_above_least"]
+    np.testing.assert_allclose(above, remaining - remaining.min(), rtol=1e-6, atol=1e-7)
+    # One that takes no requests is compared, but nobody is compared with it.
+    replicas[0, 1, schema.AVAILABLE] = 0.0
+    found = _by_name(View(replicas, request))
+    assert found["in_flight_above_holders"][0] == 0.0 and found["decodes_delayed_above_least"][2] == 0.0
+
+
 def test_pitfall_01_there_is_headroom_in_the_demo() -> None:
     """Routing matters there: the best heuristic is well ahead of round robin."""
     for name, least in (("chat-equal", 1.02), ("chat-unequal", 1.5)):

@@ -30,9 +30,16 @@ GAPS = (0, 1, 2, 4, 8, 16)
 """Lower ends of the classes of the load gap, in requests; the last is open."""
 BLOCKS: dict[str, tuple[str, ...]] = {
     "requests in flight": ("in_flight", "awaiting_", "decoding_requests", "batch_fraction"),
-    "prefill work": ("pending_prefill", "request_prefill", "prefill_", "decodes_delayed", "oldest_wait"),
+    "prefill work": (
+        "pending_prefill",
+        "request_prefill",
+        "prefill_",
+        "decodes_delayed",
+        "oldest_wait",
+        "uncached_",
+    ),
     "prefix cache": ("expected_hit", "hit_below", "prefix_"),
-    "decode work": ("expected_remaining", "expected_decode", "context_tokens", "kv_fraction"),
+    "decode work": ("expected_remaining", "expected_decode", "context_tokens", "kv_"),
     "trends": ("ttft_ewma", "ttft_tail", "itl_ewma", "in_flight_trend"),
     "scraped": ("scrape",),
     "declared speed": ("decode_iteration", "speed"),

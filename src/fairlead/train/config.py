@@ -79,6 +79,8 @@ class ImitationConfig(Section):
     """Of the teacher `counterfactual`: for how many decisions it goes on with the run to price a choice."""
     epochs: Count = 6
     """Passes over all demonstrations so far, per round."""
+    evaluate_every: Count = 2
+    """Rounds between held-out evaluations; there is one after the last round in any case."""
     minibatch: Count = 2048
     """Demonstrations per gradient step."""
     loss: Literal["regret", "cross_entropy"] = "regret"
@@ -92,6 +94,9 @@ class ImitationConfig(Section):
     """Longer gradients are scaled down to this."""
     holdout_every: Annotated[int, Field(ge=2)] = 10
     """Every n-th labelled step is kept out of the fit; agreement and regret are measured on those."""
+    weights: dict[str, Positive] = Field(default_factory=dict)
+    """What the clusters of a scenario count for, 1 where nothing is said: more for one that is hard to learn.
+    For teachers that price choices, or where scenarios have `teachers` of their own."""
     sequence_length: Count = 32
     """With a memory: decisions per training sequence, of which `steps` and `teacher_steps` are multiples."""
 

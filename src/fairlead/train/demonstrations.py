@@ -120,8 +120,10 @@ class Demonstrations:
             sequences(observations), sequences(found), torch.from_numpy(states), sequences(starts)
         )
 
-    def weigh_alike(self, since: int) -> None:
+    def weigh_alike(self, since: int, weights: npt.NDArray[np.float64] | float = 1.0) -> None:
         """Scale the costs of the steps after the first `since`, so that every cluster's mean regret is 1.
+
+        Or its weight, where these are given (K,).
 
         Clusters differ in hardware, load and point on the dial, and so in what a second of waiting is worth:
         else a few of them would decide what all of the network learns.
@@ -133,7 +135,7 @@ class Demonstrations:
         regrets = costs - costs.min(-1, keepdims=True)
         scale = regrets.mean((0, 2))
         scale = np.where(scale > 0, scale, 1.0)
-        self.labels[since:] = list(regrets / scale[:, None])
+        self.labels[since:] = list(regrets * (weights / scale)[:, None])
 
     def state(self) -> dict[str, Any]:
         """Everything, for a checkpoint."""

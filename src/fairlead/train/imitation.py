@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -85,8 +86,16 @@ def collect(
         if state is not None and starts.any():
             state = state * torch.from_numpy(~starts)[:, None, None]
         progress(t + 1, steps)
-    demonstrations.weigh_alike(before)
+    demonstrations.weigh_alike(before, weights_in(env, config) if labels.ndim == 2 else 1.0)
     return float(np.mean(reachable))
+
+
+def weights_in(env: Env, config: ImitationConfig) -> npt.NDArray[np.float64] | float:
+    """What each cluster of `env` counts for: (K,), or 1."""
+    if not config.weights:
+        return 1.0
+    names: list[str] = env.scenario_names  # type: ignore[attr-defined]
+    return np.array([config.weights.get(name, 1.0) for name in names])
 
 
 def logits_of(student: Any, examples: Examples) -> Tensor:

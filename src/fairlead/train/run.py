@@ -130,9 +130,14 @@ def _teacher(config: TrainConfig, scenarios: Sequence[Scenario]) -> Teacher | No
     Raises:
         FairleadError: for an unknown teacher, and one of a scenario that is not trained on.
     """
-    unknown = sorted(set(config.teachers) - {s.name for s in scenarios})
-    if unknown:
-        raise FairleadError(f"teachers names {unknown[0]}, which is not trained on")
+    names = {s.name for s in scenarios}
+    for setting, named in (
+        ("teachers", config.teachers),
+        ("imitation.weights", {} if config.imitation is None else config.imitation.weights),
+    ):
+        unknown = sorted(set(named) - names)
+        if unknown:
+            raise FairleadError(f"{setting} names {unknown[0]}, which is not trained on")
     if config.imitation is None:
         return None
     return make_teacher(

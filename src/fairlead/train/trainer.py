@@ -70,7 +70,7 @@ class TrainResult:
     objective: float | None
     """Of that policy."""
     iteration: int
-    """After which it was exported (0: right after imitation)."""
+    """After which it was exported (0: before the first, during imitation or after it)."""
     decisions: int
     """Routed for training in all."""
     seconds: float
@@ -317,11 +317,13 @@ def _imitate(run: Run, state: TrainState, config: ImitationConfig, envs: list[En
             }
             tracker.write(row)
             run.on_progress(Progress("imitation", 1000 * state.imitation_round, 1000 * config.rounds, row))
-        if state.imitation_round == config.rounds:
+        last = state.imitation_round == config.rounds
+        if last or state.imitation_round % config.evaluate_every == 0:
+            run.judge(state)
+        if last:
             if run.config.ppo.cloning.range[1] == 0:
                 state.demonstrations = []
             state.optimiser = ppo.make_optimiser(state.network)
-            run.judge(state)
         run.save(state)
 
 

@@ -77,6 +77,12 @@ FEATURES: tuple[str, ...] = (
     "tail_cost",
     "cost_above_least",
     "favor_ttft",
+    "in_flight_above_holders",
+    "kv_demand",
+    "kv_demand_above_least",
+    "uncached_by_batch_above_least",
+    "decodes_delayed_above_least",
+    "expected_remaining_above_least",
 )
 """Names, in the order of the last axis."""
 
@@ -108,6 +114,26 @@ def _cost(
     return float(weights[0] * first + weights[1] * (first + decode + delayed) + weights[2] * late)
 
 
+@njit(inline=True)
+def _kv_demand(row: npt.NDArray[np.float64], request: npt.NDArray[np.float64]) -> float:
+    """Tokens that would be in the KV cache if all that is expected came at once, as a share of its size."""
+    here = row[CONTEXT_TOKENS] + row[PENDING_PREFILL_TOKENS] + row[EXPECTED_REMAINING_TOKENS]
+    own = max(request[PROMPT_TOKENS] - row[EXPECTED_PREFIX_HIT_TOKENS], 1.0) + request[EXPECTED_OUTPUT_TOKENS]
+    return float((here + own) / row[KV_CAPACITY_TOKENS])
+
+
+@njit(inline=True)
+def _uncached_by_batch(row: npt.NDArray[np.float64], request: npt.NDArray[np.float64]) -> float:
+    """Logarithm of what `lmetric` goes by: tokens to prefill, the request's own too, times the batch."""
+    own = max(request[PROMPT_TOKENS] - row[EXPECTED_PREFIX_HIT_TOKENS], 1.0)
+    return float(math.log((row[PENDING_PREFILL_TOKENS] + own) * (row[IN_FLIGHT] + 1.0)))
+
+
+@njit(inline=True)
+def _remaining(row: npt.NDArray[np.float64]) -> float:
+    return float(math.log1p(row[EXPECTED_REMAINING_TOKENS] / 64.0))
+
+
 @njit()
 def features(
     replicas: npt.NDArray[np.float64],
@@ -127,6 +153,11 @@ def features(
     most_hit = 0.0
     least_decode = np.inf
     least_with_own = np.inf
+    least_in_flight = np.inf
+    least_demand = np.inf
+    least_uncached = np.inf
+    least_delayed = np.inf
+    least_remaining = np.inf
     for r in range(replicas.shape[0]):
         row = replicas[r]
         if row[AVAILABLE] == 0.0:
@@ -134,7 +165,16 @@ def features(
         prefill = row[PENDING_PREFILL_TOKENS] / row[PREFILL_TOKENS_PER_S]
         own = max(prompt - row[EXPECTED_PREFIX_HIT_TOKENS], 1.0) / row[PREFILL_TOKENS_PER_S]
         least_prefill = min(least_prefill, prefill)
-        most_hit = max(most_hit, row[EXPECTED_PREFIX_HIT_TOKENS])
+        # Among those that hold most of the prompt: all of them, where nothing is cached.
+        if row[EXPECTED_PREFIX_HIT_TOKENS] > most_hit:
+            most_hit = row[EXPECTED_PREFIX_HIT_TOKENS]
+            least_in_flight = row[IN_FLIGHT]
+        elif row[EXPECTED_PREFIX_HIT_TOKENS] == most_hit:
+            least_in_flight = min(least_in_flight, row[IN_FLIGHT])
+        least_demand = min(least_demand, _kv_demand(row, request))
+        least_uncached = min(least_uncached, _uncached_by_batch(row, request))
+        least_delayed = min(least_delayed, (row[IN_FLIGHT] - row[AWAITING_FIRST_TOKEN]) * own)
+        least_remaining = min(least_remaining, _remaining(row))
         least_with_own = min(least_with_own, prefill + own)
         least_decode = min(least_decode, row[EXPECTED_REMAINING_TOKENS] * row[DECODE_ITERATION_S])
         least_cost = min(least_cost, _cost(row, request, prefill, own, tail, weights))
@@ -184,6 +224,13 @@ def features(
         to[33] = math.log1p(weights[2] * max(0.0, prefill + own - tail))
         to[34] = math.log1p(max(0.0, _cost(row, request, prefill, own, tail, weights) - least_cost))
         to[35] = favor
+        to[36] = (row[IN_FLIGHT] - least_in_flight) / 8.0
+        demand = _kv_demand(row, request)
+        to[37] = demand
+        to[38] = 4.0 * (demand - least_demand)
+        to[39] = _uncached_by_batch(row, request) - least_uncached
+        to[40] = decoding * own - least_delayed
+        to[41] = _remaining(row) - least_remaining
 
 
 @njit()
