@@ -87,9 +87,9 @@ def page(
     lines = [
         "# What each step of training is worth",
         "",
-        f"Made by `python benchmarks/learned_policy.py --scenarios {options.scenarios} --seeds {options.seeds} "
-        f"--evaluation-seeds {options.evaluation_seeds} --requests {options.requests} --page docs/learning.md`; "
-        "every number comes from that run.",
+        f"Made by `python benchmarks/learned_policy.py --scenarios {options.scenarios} "
+        f"--seeds {options.seeds} --evaluation-seeds {options.evaluation_seeds} "
+        f"--requests {options.requests} --page docs/learning.md`; every number comes from that run.",
         "",
         f"Fairlead {__version__}, {platform.machine()}, {os.cpu_count()} cores. {options.seeds} training "
         "seeds on "
