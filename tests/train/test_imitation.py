@@ -109,7 +109,7 @@ def test_a_cost_that_is_not_finite_is_refused(toy):
 
 
 def test_scenarios_count_for_what_is_configured(toy):
-    """Four times as much, four times the mean regret; a teacher that only acts takes each decision alike."""
+    """Four times as much, four times the mean regret; without prices there is nothing to weigh."""
     config = CONFIG.model_copy(update={"weights": {"odd": 4.0}})
     network, demonstrations = RouterNetwork(3, hidden=16, attention=8), Demonstrations()
     env = toy.make(group=1)
@@ -119,6 +119,5 @@ def test_scenarios_count_for_what_is_configured(toy):
     mean = np.stack(demonstrations.labels).mean((0, 2))
     np.testing.assert_allclose(mean, np.tile([1.0, 4.0], env.num_envs // 2))
     acts = Teacher("first", lambda env, here=None: np.zeros(env.num_envs, np.int64))
-    actions = Demonstrations()
-    imitation.collect(network, env, acts, actions, config, **how)
-    assert (np.stack(actions.labels) == 0).all()
+    with pytest.raises(FairleadError, match=r"imitation\.weights needs prices, and first only acts"):
+        imitation.collect(network, env, acts, Demonstrations(), config, **how)

@@ -48,7 +48,7 @@ def collect(
         The agreement with the teacher that a deterministic policy could have reached (see `achievable`).
 
     Raises:
-        FairleadError: if a cost is not finite.
+        FairleadError: if a cost is not finite, or labels without costs are to be weighed.
     """
     teacher.reset(seed)
     teacher.meet(student)
@@ -86,7 +86,12 @@ def collect(
         if state is not None and starts.any():
             state = state * torch.from_numpy(~starts)[:, None, None]
         progress(t + 1, steps)
-    demonstrations.weigh_alike(before, weights_in(env, config) if labels.ndim == 2 else 1.0)
+    if config.weights and labels.ndim == 1:
+        raise FairleadError(
+            f"imitation.weights needs prices, and {teacher.name} only acts: leave it out, or name the "
+            "teacher in `teachers`, scenario by scenario"
+        )
+    demonstrations.weigh_alike(before, weights_in(env, config))
     return float(np.mean(reachable))
 
 
