@@ -6,7 +6,7 @@ import torch
 
 from fairlead import FairleadError
 from fairlead.policy.network import NetworkRouter, RouterNetwork
-from fairlead.train import imitation
+from fairlead.train import imitation, losses
 from fairlead.train.config import ImitationConfig
 from fairlead.train.demonstrations import Demonstrations
 from fairlead.train.profiler import Profiler
@@ -62,11 +62,23 @@ def test_pitfall_22_a_teacher_that_is_no_function_of_the_view_teaches_nothing(to
 
 def test_the_regret_loss_does_not_mind_a_near_tie():
     logits = torch.zeros(1, 3, requires_grad=True)
-    imitation.loss(logits, torch.tensor([[0.0, 1e-6, 1.0]]), 0.0).backward()
+    imitation.loss(
+        logits, torch.tensor([[0.0, 1e-6, 1.0]]), ImitationConfig(entropy_coefficient=0.0)
+    ).backward()
     assert logits.grad is not None
     best, near, worst = logits.grad[0].tolist()
     assert best == pytest.approx(near, rel=1e-4)
     assert best < 0 < worst
+
+
+def test_without_soft_labels_the_loss_is_the_expected_regret():
+    logits, regrets = torch.tensor([[0.3, -0.2, 0.5]]), torch.tensor([[0.0, 0.6, 1.5]])
+    plain = ImitationConfig(entropy_coefficient=0.0, soft_labels=0.0)
+    expected = (torch.softmax(logits, -1) * regrets).sum()
+    assert imitation.loss(logits, regrets, plain).item() == pytest.approx(expected.item())
+    added = imitation.loss(logits, regrets, plain.model_copy(update={"soft_labels": 0.5})) - expected
+    soft = losses.soft_labels(torch.log_softmax(logits, -1), regrets, plain.soft_temperature)
+    assert added.item() == pytest.approx(0.5 * soft.item())
 
 
 def test_the_loss_does_not_depend_on_the_unit_of_cost(toy):

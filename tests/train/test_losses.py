@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from fairlead.policy.layers import MASKED
 from fairlead.train import losses
 
 
@@ -64,3 +65,34 @@ def test_expected_regret_and_cross_entropy():
         probabilities.log(), torch.tensor([[0.0, 2.0, 4.0]])
     ).item() == pytest.approx(1.5)
     assert losses.cross_entropy(probabilities.log(), torch.tensor([1])).item() == pytest.approx(math.log(4))
+
+
+def test_soft_labels_are_the_cross_entropy_to_a_softmax_of_regrets():
+    log_probs = torch.log_softmax(torch.tensor([[0.3, -0.2, 0.5]]), -1)
+    regrets = torch.tensor([[0.0, 0.6, 1.5]])
+    weights = [1.0, math.exp(-2.0), math.exp(-5.0)]
+    expected = -sum(w * x for w, x in zip(weights, log_probs[0].tolist(), strict=True)) / sum(weights)
+    assert losses.soft_labels(log_probs, regrets, 0.3).item() == pytest.approx(expected)
+
+
+def test_soft_labels_move_a_policy_that_is_sure_of_the_wrong_choice():
+    regrets = torch.tensor([[0.0, 1.0, 1.0]])
+    gradients = []
+    for loss in (losses.expected_regret, lambda a, b: losses.soft_labels(a, b, 0.3)):
+        logits = torch.tensor([[0.0, 20.0, 0.0]], requires_grad=True)
+        loss(torch.log_softmax(logits, -1), regrets).backward()
+        gradients.append(logits.grad[0, 1].item())
+    assert abs(gradients[0]) < 1e-6
+    assert gradients[1] > 0.5
+
+
+def test_soft_labels_ask_for_nothing_where_an_action_is_masked_or_no_choice_is_better():
+    logits = torch.tensor([[0.3, MASKED, 0.5], [0.3, -0.2, 0.5]], requires_grad=True)
+    loss = losses.soft_labels(torch.log_softmax(logits, -1), torch.tensor([[0.1, 0.0, 0.2], [0.0] * 3]), 0.3)
+    seen = torch.log_softmax(logits.detach()[:1, [0, 2]], -1)
+    assert loss.item() == pytest.approx(
+        losses.soft_labels(seen, torch.tensor([[0.1, 0.2]]), 0.3).item() / 2, rel=1e-6
+    )
+    loss.backward()
+    assert logits.grad[0, 1] == 0
+    assert (logits.grad[1] == 0).all()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import fairlead.train.run
 from fairlead.env.vector import RouterVectorEnv
 from fairlead.errors import FairleadError
 from fairlead.policy.artefact import OnnxRouter
@@ -72,6 +73,20 @@ def test_settings_of_scenarios_that_are_not_trained_on_are_refused(
     with pytest.raises(FairleadError, match=f"{named} names chat-mmpp, which is not trained on"):
         train(TrainConfig.model_validate(SMALL | changes), DEMO, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_round_of_imitation_is_one_episode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long: clusters that begin anew over and over are never seen in full swing."""
+    lengths = []
+
+    def recorded(*args: Any, **settings: Any) -> RouterVectorEnv:
+        lengths.append(settings["episode_requests"])
+        return RouterVectorEnv(*args, **settings)
+
+    monkeypatch.setattr(fairlead.train.run, "RouterVectorEnv", recorded)
+    longer = SMALL["imitation"] | {"steps": 100}  # type: ignore[operator]
+    train(TrainConfig.model_validate(SMALL | {"imitation": longer}), DEMO, tmp_path / "run")
+    assert sorted(lengths) == [32 * 2, 100]
 
 
 MIXED = SMALL | {

@@ -10,9 +10,10 @@ from fairlead.policy.packaged import policy_path
 from fairlead.simulator.capacity import capacity_rps
 from fairlead.simulator.cluster import Clusters
 from fairlead.simulator.fleet import build_fleet
-from fairlead.train.validation import Validation, objective
+from fairlead.train.validation import Validation, Validations, objective
 from fairlead.view.preference import weights_of
 from fairlead.view.tail import TAIL_SHARE
+from fairlead.workload.scaling import with_replicas
 from fairlead.workload.scenario import generate, load_scenario
 
 GENERALIST = policy_path("fairlead/generalist")
@@ -58,6 +59,13 @@ def test_each_scenario_is_validated_at_its_own_loads_unless_others_are_given() -
     assert {(s.scenario, s.load) for s in settings} == {(s.name, load) for s in scenarios for load in s.loads}
     given = Validation(scenarios, (0.5,), (0.5,), seeds=1, requests=40)(OnnxRouter(GENERALIST)).ratios
     assert {s.load for s in given} == {0.5}
+
+
+def test_larger_clusters_are_validated_on_as_many_more_requests() -> None:
+    """They take longer to fill."""
+    scenarios = [with_replicas(load_scenario("chat-equal"), count) for count in (2, 4, 8)]
+    parts = Validations(scenarios, (0.5,), (0.5,)).parts
+    assert [part.requests for part in parts] == [800, 800, 1600]
 
 
 def test_a_heuristic_costs_what_a_run_of_it_costs_at_each_point_of_the_dial() -> None:

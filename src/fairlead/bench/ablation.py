@@ -42,6 +42,7 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "hierarchical exploration": {"ppo.epsilon": 0.05, "ppo.exploration": "hierarchical"},
     "entropy bonus": {"ppo.entropy_coefficient": 0.01},
     "cross-entropy imitation": {"imitation.loss": "cross_entropy"},
+    "no soft labels": {"imitation.soft_labels": 0.0},
 }
 """By name: the settings that differ from the default."""
 

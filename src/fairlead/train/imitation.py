@@ -1,8 +1,10 @@
 """Warm start by DAgger (Ross et al. 2011): the student drives, the teacher says what it should have done.
 
 A teacher that prices every choice teaches more than one that only names the best: the expected regret
-sum_a pi(a) * (cost(a) - least cost) does not mind a near-tie and minds a blunder. Teachers that only act are
-imitated by cross-entropy; how far that can go is limited where their actions are not a function of the view.
+sum_a pi(a) * (cost(a) - least cost) does not mind a near-tie and minds a blunder. It is linear in the prices,
+so that those of many occasions average out, but flat where the student is sure: soft labels beside it pull it
+out of there. Teachers that only act are imitated by cross-entropy; how far that can go is limited where their
+actions are not a function of the view.
 """
 
 from collections.abc import Callable, Sequence
@@ -113,10 +115,13 @@ def logits_of(student: Any, examples: Examples) -> Tensor:
     return found.flatten(0, 1)
 
 
-def loss(logits: Tensor, labels: Tensor, entropy_coefficient: float) -> Tensor:
-    """Expected regret of costs or cross-entropy of actions, minus an entropy bonus."""
+def loss(logits: Tensor, labels: Tensor, config: ImitationConfig) -> Tensor:
+    """Expected regret and soft labels of costs, or cross-entropy of actions; minus an entropy bonus."""
     log_probs = torch.log_softmax(logits, -1)
-    return losses.imitation(log_probs, labels) - entropy_coefficient * losses.entropy(log_probs)
+    found = losses.imitation(log_probs, labels) - config.entropy_coefficient * losses.entropy(log_probs)
+    if labels.ndim == 1 or config.soft_labels == 0:
+        return found
+    return found + config.soft_labels * losses.soft_labels(log_probs, labels, config.soft_temperature)
 
 
 def examples_of(demonstrations: Demonstrations, config: ImitationConfig, *, recurrent: bool) -> Examples:
@@ -174,8 +179,7 @@ def _descend(
             count = sum(part.size for part in chosen)
             error = torch.stack(
                 [
-                    loss(logits_of(student, part), _flat(part), config.entropy_coefficient)
-                    * (part.size / count)
+                    loss(logits_of(student, part), _flat(part), config) * (part.size / count)
                     for part in chosen
                 ]
             ).sum()

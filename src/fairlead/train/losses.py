@@ -89,6 +89,19 @@ def expected_regret(log_probs: Tensor, regrets: Tensor) -> Tensor:
     return (log_probs.exp() * regrets).sum(-1).mean()
 
 
+def soft_labels(log_probs: Tensor, regrets: Tensor, temperature: float) -> Tensor:
+    """Mean cross-entropy to softmax(-regret / temperature); both (B, A).
+
+    The labels of distillation (Hinton et al. 2015, arXiv:1503.02531), over the actions that are not masked.
+    Unlike the expected regret it has a gradient where the policy is sure of the wrong choice. Like that it
+    learns nothing from decisions without any regret.
+    """
+    _check(2, log_probs=log_probs, regrets=regrets)
+    scores = (-regrets / temperature).where(log_probs > 1e-3 * MASKED, -torch.inf)
+    each = -(torch.softmax(scores, -1) * log_probs).sum(-1)
+    return (each * (regrets > 0).any(-1)).mean()
+
+
 def cross_entropy(log_probs: Tensor, actions: Tensor) -> Tensor:
     """Mean negative log-probability of a teacher's actions: (B, A) and (B,)."""
     _check(2, log_probs=log_probs)

@@ -83,9 +83,13 @@ def train(
     validation = Validations(scenarios, config.validation.loads, config.validation_favors)
     judge = Judge(validation, say)
 
-    def environments(total: int, group: int) -> list[RouterVectorEnv]:
+    # What is learnt from a cluster that still fills up does not hold for one in full swing: a round of
+    # imitation is one episode, however long.
+    length = config.ppo.rollout_steps * config.ppo.reset_every
+    round_ = 0 if config.imitation is None else max(config.imitation.steps, config.imitation.teacher_steps)
+
+    def environments(total: int, group: int, length: int) -> list[RouterVectorEnv]:
         settings = config.environment
-        length = config.ppo.rollout_steps * config.ppo.reset_every
         counts = [len(each) for each in by_size.values()]
         return [
             RouterVectorEnv(
@@ -104,8 +108,8 @@ def train(
     result = trainer.train(
         config,
         out,
-        lambda: environments(config.environment.num_envs, config.environment.group),
-        make_imitation_env=lambda: environments(config.environment.imitation_envs, 1),
+        lambda: environments(config.environment.num_envs, config.environment.group, length),
+        make_imitation_env=lambda: environments(config.environment.imitation_envs, 1, max(length, round_)),
         teacher=teacher,
         evaluate=judge,
         on_progress=lambda event: show(event, progress, say),

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fairlead.evaluate.quality import REPLICAS_PER_RUN
 from fairlead.evaluate.run import run
 from fairlead.policy.artefact import OnnxRouter
 from fairlead.policy.heuristics import HEURISTICS, Heuristic
@@ -26,6 +27,9 @@ from fairlead.view.tail import TAIL_SHARE
 from fairlead.workload.scenario import Scenario, generate
 
 Floats = npt.NDArray[np.float64]
+
+REQUESTS = 800
+"""In each run on up to `REPLICAS_PER_RUN` replicas."""
 
 
 def objective(ttft: Floats, e2e: Floats, weights: Floats) -> Floats:
@@ -81,7 +85,7 @@ class Validation:
         favors: Sequence[float],
         *,
         seeds: int = 3,
-        requests: int = 800,
+        requests: int = REQUESTS,
         seed: int = 0,
     ) -> None:
         """Prepare `seeds` runs of `requests` requests for each scenario and load (None: its own loads).
@@ -97,6 +101,7 @@ class Validation:
             for i in range(seeds)
         ]
         fleets = [build_fleet(s) for s, _ in points for _ in range(seeds)]
+        self.requests = requests
         self._arrivals = arrivals
         self._clusters = Clusters(fleets, arrivals, group=len(favors))
         # Cluster order: scenario and load, then seed, then favor.
@@ -154,10 +159,16 @@ class Validations:
     def __init__(
         self, scenarios: Sequence[Scenario], loads: Sequence[float] | None, favors: Sequence[float]
     ) -> None:
-        """Prepare a `Validation` for each number of replicas."""
+        """Prepare a `Validation` for each number of replicas, with requests in proportion."""
         sizes = sorted({scenario.num_replicas for scenario in scenarios})
         self.parts = [
-            Validation([s for s in scenarios if s.num_replicas == size], loads, favors) for size in sizes
+            Validation(
+                [s for s in scenarios if s.num_replicas == size],
+                loads,
+                favors,
+                requests=REQUESTS * max(1, size // REPLICAS_PER_RUN),
+            )
+            for size in sizes
         ]
 
     def __call__(self, scorer: Scorer) -> Report:
