@@ -87,9 +87,9 @@ class ImitationConfig(Section):
     """`regret`: expected cost above the cheapest choice, for teachers that price every choice (lookahead);
     those that only act are imitated by cross-entropy in any case."""
     soft_labels: Annotated[float, Field(ge=0)] = 0.3
-    """With the loss `regret`: weight of the cross-entropy to soft labels, softmax(-regret / temperature), beside
-    the expected regret. That alone has no gradient left where the student is sure of a wrong choice; soft labels
-    alone are off where a view's prices vary, as they then lean to the price of one occasion."""
+    """With the loss `regret`: weight of the cross-entropy to soft labels, softmax(-regret / temperature),
+    beside the expected regret. That has no gradient left where the student is sure of a wrong choice; soft
+    labels alone are off where a view's prices vary, as a softmax of one price is not that of the mean."""
     soft_temperature: Positive = 0.3
     """Of the soft labels, as a share of the mean regret."""
     learning_rate: PositiveSchedule = Exponential(start=2e-3, end=3e-4)

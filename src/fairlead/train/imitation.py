@@ -178,10 +178,7 @@ def _descend(
             chosen = [part.take(i) for part, i in zip(parts, indices, strict=True) if len(i)]
             count = sum(part.size for part in chosen)
             error = torch.stack(
-                [
-                    loss(logits_of(student, part), _flat(part), config) * (part.size / count)
-                    for part in chosen
-                ]
+                [loss(logits_of(student, part), _flat(part), config) * (part.size / count) for part in chosen]
             ).sum()
             optimiser.zero_grad(set_to_none=True)
             torch.autograd.backward(error)
