@@ -85,8 +85,8 @@ def test_the_rewards_of_an_episode_are_its_latencies() -> None:
         # fmin: what has not happened yet (NaN) lasts until now
         ends = [np.fmin(rows[name], now[c]) for name in ("first_token", "finish")]
         waits = [(end - rows["arrival"]).sum() for end in ends]
-        # What each first token came too late by, those that were lost again aside (test_outages.py).
-        waits.append(rows["tail_excess"][rows["first_token"] <= now[c]].sum())
+        # What each first token cost by the tail, those that were lost again aside (test_outages.py).
+        waits.append(rows["tail_cost"][rows["first_token"] <= now[c]].sum())
         assert total[c] == pytest.approx(-(env.weights[c] @ waits), rel=1e-9)
 
 

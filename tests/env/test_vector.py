@@ -61,8 +61,8 @@ def test_the_reward_is_the_latency() -> None:
             for f in ("first_token", "finish")
         ]
         waits = [(end - rows["arrival"]).sum() for end in ends]
-        # By how much the first tokens came later than the tail began then, as test_outages.py proves.
-        waits.append(rows["tail_excess"].sum())
+        # What the first tokens cost by the tail, as test_outages.py proves.
+        waits.append(rows["tail_cost"].sum())
         assert waits[2] > 0.0
         assert total[c] == pytest.approx(-(np.array(weights_of(0.5)) @ waits), rel=1e-9)
 

@@ -51,7 +51,7 @@ def replayed(env: RouterVectorEnv, steps: int, c: int, action: int, then: int, c
     rows = state.requests[c][: known + 1 + then]
     rows = rows[rows["finish"] > now]
     w = other.weights[c]
-    waits = w[0] * (rows["first_token"] - now) + w[1] * (rows["finish"] - now) + w[2] * rows["tail_excess"]
+    waits = w[0] * (rows["first_token"] - now) + w[1] * (rows["finish"] - now) + w[2] * rows["tail_cost"]
     return float(waits.sum())
 
 

@@ -335,7 +335,7 @@ def test_as_many_iterations_as_requests_and_time_allow():
     assert fitted(few, rate=100.0).ppo.total_iterations == 5
 
 
-def test_what_a_first_token_exceeds_the_tail_by_is_charged_once(monkeypatch):
+def test_what_a_first_token_costs_by_the_tail_is_charged_once(monkeypatch):
     now = [10.0]
     monkeypatch.setattr("fairlead.train.live_env.time.perf_counter", lambda: now[0])
     waiting = Waiting()
@@ -349,4 +349,4 @@ def test_what_a_first_token_exceeds_the_tail_by_is_charged_once(monkeypatch):
     now[0] = 20.0
     waiting.ended(9.0, 11.0, 20.0, "")
     waiting.ended(10.0, 15.0, 20.0, "")
-    np.testing.assert_allclose(waiting.areas, [2.0 + 5.0, 11.0 + 10.0, 3.0])
+    np.testing.assert_allclose(waiting.areas, [2.0 + 5.0, 11.0 + 10.0, 3.0 + 2 * 0.02 * 2.0])

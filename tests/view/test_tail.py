@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairlead.view.tail import BINS, TAIL_PRIOR_S, TAIL_SHARE, forget_and_find, tail_bin
+from fairlead.view.tail import BINS, TAIL_PRIOR_S, TAIL_SHARE, forget_and_find, tail_bin, tail_cost
 
 KEPT = 1.0 - 1.0 / 1024.0
 TTFTS = st.lists(st.floats(1e-4, 1e4), max_size=60)
@@ -95,3 +95,28 @@ def test_the_order_between_two_decisions_does_not_matter(between: list[list[floa
 def test_later_first_tokens_never_let_the_tail_begin_earlier(ttfts: list[float]) -> None:
     later = [1.5 * ttft for ttft in ttfts]
     assert forget_and_find(histogram(later)) >= forget_and_find(histogram(ttfts)) * (1 - 1e-12)
+
+
+@pytest.mark.parametrize("late", [0.0, 0.01, 0.03])
+def test_late_ttfts_do_not_become_free_by_moving_where_the_tail_begins(late: float) -> None:
+    """What is charged as the tail begins later and later is still the share times the mean of the worst."""
+    draw = np.random.default_rng(0)
+    ttfts = draw.exponential(1.0, 40_000)
+    ttfts[draw.random(40_000) < late] *= 5.0
+    counts, charged, beyond = np.zeros(BINS), 0.0, 0.0
+    for ttft in ttfts:
+        begins = forget_and_find(counts)
+        charged += tail_cost(ttft, begins)
+        beyond += max(0.0, ttft - begins)
+        counts[tail_bin(ttft)] += 1.0
+    worst = np.sort(ttfts)[-round(TAIL_SHARE * len(ttfts)) :]
+    assert charged / len(ttfts) == pytest.approx(TAIL_SHARE * worst.mean(), rel=0.05)
+    assert beyond < 0.6 * charged  # what would be charged without the beginning
+
+
+def test_the_cost_by_the_tail_is_least_where_the_tail_begins() -> None:
+    ttfts = np.random.default_rng(1).exponential(1.0, 10_000)
+    quantile = float(np.quantile(ttfts, 1.0 - TAIL_SHARE))
+    costs = {q: np.mean([tail_cost(t, q) for t in ttfts]) for q in (0.5 * quantile, quantile, 2.0 * quantile)}
+    assert min(costs, key=lambda q: costs[q]) == quantile
+    assert costs[quantile] == pytest.approx(TAIL_SHARE * np.sort(ttfts)[-200:].mean(), rel=1e-3)

@@ -410,7 +410,7 @@ def route_one(state: State, c: int, count: int, action: int) -> bool:
     cluster.entered_times = 0.0
     cluster.first_tokens = 0
     cluster.first_token_times = 0.0
-    cluster.tail_excess = 0.0
+    cluster.tail_cost = 0.0
     cluster.finishes = 0
     cluster.finish_times = 0.0
     return True
@@ -460,11 +460,11 @@ def waiting_areas(state: State, now: npt.NDArray[np.float64], out: npt.NDArray[n
     """Integrals since the last decision of (requests awaiting their first token, requests in system).
 
     `now` (K,) is the time up to which the clusters were advanced; `out` is (K, 3), in request-seconds. Third
-    comes by how much the TTFTs of the first tokens since then exceed where the tail of their router's TTFTs
-    began, as of that router's last view.
+    comes what the first tokens since then cost by the tail (`view.tail.tail_cost`), which begins where their
+    router's last view had it.
     Exact: a count that falls by one at time x contributes (now - x) less than had it not fallen, and one that
     rises contributes (now - x) more. A request that is lost after its first token takes that event back, with
-    what it exceeded the tail by: it has been waiting for its first token all along.
+    what it cost by the tail: it has been waiting for its first token all along.
     """
     for c in range(state.clusters.shape[0]):
         cluster = state.clusters[c]
@@ -474,4 +474,4 @@ def waiting_areas(state: State, now: npt.NDArray[np.float64], out: npt.NDArray[n
         out[c, 1] = cluster.in_system * span - cluster.finishes * now[c] + cluster.finish_times
         out[c, 0] += entered
         out[c, 1] += entered
-        out[c, 2] = cluster.tail_excess
+        out[c, 2] = cluster.tail_cost

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from fairlead.compiled import njit
 from fairlead.simulator.state import NONE, State
 from fairlead.view import prefixes, schema
-from fairlead.view.tail import forget_and_find, tail_bin
+from fairlead.view.tail import forget_and_find, tail_bin, tail_cost
 
 TTFT_WEIGHT = 0.2
 """Weight of a new sample in `ttft_ewma_s`."""
@@ -76,8 +76,8 @@ def saw_first_token(state: State, k: int, c: int, request: Any) -> None:
     router.ttft_counts[tail_bin(ttft)] += 1.0
     cluster.first_tokens += 1
     cluster.first_token_times += request.first_token
-    request.tail_excess = max(0.0, request.first_token - request.arrival - router.ttft_tail)
-    cluster.tail_excess += request.tail_excess
+    request.tail_cost = tail_cost(request.first_token - request.arrival, router.ttft_tail)
+    cluster.tail_cost += request.tail_cost
 
 
 @njit(inline=True)

@@ -68,7 +68,7 @@ def _lose(state: State, c: int, i: int) -> None:
         # The time since its first token counts as waiting for it after all: its event is taken back.
         cluster.first_tokens -= 1
         cluster.first_token_times -= request.first_token
-        cluster.tail_excess -= request.tail_excess
+        cluster.tail_cost -= request.tail_cost
         request.first_token = math.nan
     request.scheduled = math.nan
     request.generated = 0

@@ -25,7 +25,7 @@ REQUEST = np.dtype(
         ("scheduled", "f8"),  # when it was first in a batch; NaN until it happened
         ("first_token", "f8"),  # NaN until it happened
         ("finish", "f8"),  # NaN until it happened
-        ("tail_excess", "f8"),  # what its first token added to that of the cluster
+        ("tail_cost", "f8"),  # what its first token added to that of the cluster
         ("prompt", "i4"),
         ("estimate", "i4"),  # what its router takes the prompt for
         ("output", "i4"),
@@ -185,7 +185,7 @@ CLUSTER = np.dtype(
         ("first_token_times", "f8"),
         ("finishes", "i8"),
         ("finish_times", "f8"),
-        ("tail_excess", "f8"),  # of the first tokens: TTFT beyond the beginning of their router's tail, s
+        ("tail_cost", "f8"),  # of the first tokens, as of `view.tail`, s
         ("entered", "i8"),  # requests that arrived while there was no replica to send them to
         ("entered_times", "f8"),
         ("arrived", "i8"),  # requests that count as waiting, routed or not
@@ -314,7 +314,7 @@ def clear(state: State) -> None:
     requests["generated"] = 0
     requests["preemptions"] = 0
     requests["retries"] = 0
-    for field in ("hit", "cached", "expected_hit", "tail_excess"):
+    for field in ("hit", "cached", "expected_hit", "tail_cost"):
         requests[field] = 0
     for field in ("replica", "next_waiting", "next_routed"):
         requests[field] = NONE

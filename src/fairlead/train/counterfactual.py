@@ -118,7 +118,7 @@ def _cost(twin: State, c: int, requests: int, since: float, weights: Floats) -> 
         finish = since + LOST_S if math.isnan(request.finish) else request.finish
         first = since + LOST_S if math.isnan(request.first_token) else request.first_token
         cost += weights[0] * (first - since) + weights[1] * (finish - since)
-        cost += weights[2] * request.tail_excess
+        cost += weights[2] * request.tail_cost
     return cost
 
 

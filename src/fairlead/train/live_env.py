@@ -32,7 +32,7 @@ from fairlead.train.rollout import Enough, Observation
 from fairlead.view.features import NUM_FEATURES, features_batch
 from fairlead.view.preference import weights_of
 from fairlead.view.schema import IN_FLIGHT, TTFT_TAIL_S, View
-from fairlead.view.tail import TAIL_PRIOR_S
+from fairlead.view.tail import TAIL_PRIOR_S, tail_cost
 from fairlead.workload.requests import Requests
 
 Floats = npt.NDArray[np.float64]
@@ -49,8 +49,8 @@ class Waiting:
     """Request-seconds so far, as the clients feel them; told by the load client as things happen.
 
     The integrals of the number of requests without a first token and of those without a complete answer. Over
-    a whole run they are the sums of all TTFT and of all E2E latencies (Little's law). Third comes by how much
-    the TTFTs exceed `tail_s`.
+    a whole run they are the sums of all TTFT and of all E2E latencies (Little's law). Third comes what they
+    cost by the tail (`view.tail.tail_cost`).
     """
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class Waiting:
         """The first token of the answer to a request that was due at `due_s` has come."""
         ttft_s = self.advance() - due_s
         self._counts[0] -= 1.0
-        self.areas = self.areas + np.array((0.0, 0.0, max(0.0, ttft_s - self.tail_s)))
+        self.areas = self.areas + np.array((0.0, 0.0, tail_cost(ttft_s, self.tail_s)))
 
     def ended(self, due_s: float, first_s: float, finish_s: float, error: str) -> None:
         """An answer is complete, or will never be."""

@@ -21,7 +21,7 @@ DEFAULT_FAVOR = 0.75
 
 
 class Weights(NamedTuple):
-    """The objective: ttft * TTFT + e2e * E2E + tail * (TTFT - where the tail begins)+, over all requests."""
+    """The objective: ttft * TTFT + e2e * E2E + tail * `view.tail.tail_cost`, over all requests."""
 
     ttft: float
     e2e: float
