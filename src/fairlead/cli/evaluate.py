@@ -10,7 +10,10 @@ import typer
 from fairlead.cli.first_run import capacity
 from fairlead.cli.options import (
     Favor,
+    GatewaySettingsFile,
     Json,
+    LiveRate,
+    LiveServers,
     Loads,
     ManyScenarios,
     TrainingLog,
@@ -83,30 +86,9 @@ def command(
             "which is a thousand times slower and knows less: see docs/vidur.md."
         ),
     ] = Simulator.fairlead,
-    backend: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="URL",
-            help="Measure on live servers instead, through the gateway: one of them; once for each.",
-            show_default=False,
-        ),
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.yaml",
-            help="Settings of that gateway, as for `fairlead serve`: declared speeds, keys, the backends.",
-            show_default=False,
-        ),
-    ] = None,
-    rate: Annotated[
-        float | None,
-        typer.Option(
-            metavar="R",
-            help="With live servers: requests per second, instead of --load.",
-            show_default=False,
-        ),
-    ] = None,
+    backend: LiveServers = None,
+    gateway: GatewaySettingsFile = None,
+    rate: LiveRate = None,
     minutes: Annotated[
         float, typer.Option(min=0.1, metavar="N", help="With live servers: how long it may take at most.")
     ] = 60.0,
@@ -126,7 +108,7 @@ def command(
     from fairlead.policy.packaged import GENERALIST
     from fairlead.vidur.offline import check_installed
 
-    live = bool(backend) or config is not None
+    live = bool(backend) or gateway is not None
     if live and (simulator is Simulator.vidur or dependence):
         raise FairleadError("--backend measures live servers: leave out --simulator and --dependence")
     if rate is not None and not live:
@@ -152,7 +134,7 @@ def command(
         if live:
             results = run_live_tournament(
                 _plan(scenarios, loads, rate, seed_list(seed, seeds), requests),
-                gateway_settings(config, backend or []),
+                gateway_settings(gateway, backend or []),
                 names,
                 out,
                 progress,

@@ -47,8 +47,36 @@ Favor = Annotated[
     typer.Option(
         metavar="DIAL",
         help="What lookahead and trained policies favor, from 0 (end-to-end latency) to 1 (first tokens, "
-        "above all late ones). `name@0.8` sets it for one router. Default: 0.5: end-to-end latency without "
+        "above all late ones). `name@0.8` sets it for one router. Default: 0.75: end-to-end latency, but no "
         "long waits for a first token.",
+        show_default=False,
+    ),
+]
+LiveServers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--backend",
+        metavar="URL",
+        help="Use live servers instead of the simulator, through the gateway: one of them; once for each.",
+        show_default=False,
+    ),
+]
+GatewaySettingsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--gateway",
+        metavar="FILE.yaml",
+        help="Settings of that gateway, as for `fairlead serve --config`: declared speeds, keys, the "
+        "backends.",
+        show_default=False,
+    ),
+]
+LiveRate = Annotated[
+    float | None,
+    typer.Option(
+        "--rate",
+        metavar="R",
+        help="With live servers: requests per second, instead of the scenario's own loads.",
         show_default=False,
     ),
 ]

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fairlead.cli.first_run import announce_compilation, capacity
-from fairlead.cli.options import existing, load_list, read_settings, scenario_list
+from fairlead.cli.options import (
+    GatewaySettingsFile,
+    LiveRate,
+    LiveServers,
+    existing,
+    load_list,
+    read_settings,
+    scenario_list,
+)
 from fairlead.cli.output import ProgressBar, on_interrupt, say
 from fairlead.cli.serve import gateway_settings
 from fairlead.errors import FairleadError
@@ -119,31 +127,9 @@ def command(
         int | None,
         typer.Option(min=0, metavar="N", help="Stop after this many PPO iterations.", show_default=False),
     ] = None,
-    backend: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="URL",
-            help="Fine-tune on live servers instead, through the gateway: one of them; once for each.",
-            show_default=False,
-        ),
-    ] = None,
-    gateway: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.yaml",
-            help="Settings of that gateway, as for `fairlead serve --config`: declared speeds, keys, the "
-            "backends.",
-            show_default=False,
-        ),
-    ] = None,
-    rate: Annotated[
-        float | None,
-        typer.Option(
-            metavar="R",
-            help="With live servers: requests per second, which the scenario's own loads do not tell.",
-            show_default=False,
-        ),
-    ] = None,
+    backend: LiveServers = None,
+    gateway: GatewaySettingsFile = None,
+    rate: LiveRate = None,
     requests: Annotated[
         int | None,
         typer.Option(

@@ -42,7 +42,7 @@ def tail_cost(ttft: float, begins: float) -> float:
     """What a TTFT adds to the tail, in s, where the tail is taken to begin at `begins`.
 
     Over many requests the mean is least, and `TAIL_SHARE` times the mean of the worst ones, where `begins` is
-    their quantile. Without its first term late TTFTs would soon be free: they move the beginning, and whatever
+    their quantile. Without its first term late TTFTs would soon be free: they move the beginning, and what
     comes after them exceeds it by less.
     """
     return TAIL_SHARE * begins + max(0.0, ttft - begins)
