@@ -86,7 +86,7 @@ def test_ctrl_c_says_what_was_saved(fairlead, monkeypatch):
     monkeypatch.setattr("fairlead.evaluate.tournament.simulate_once", interrupted)
     ended = fairlead("simulate", "--scenario", "chat-equal")
     assert (ended.code, ended.out) == (130, "")
-    assert ended.err.endswith("interrupted: nothing was saved\n")  # a fresh machine compiles first, and says so
+    assert ended.err.endswith("interrupted: nothing was saved\n")  # after what is said of compiling
 
 
 def test_help_is_quick_and_loads_nothing_heavy():
