@@ -210,3 +210,15 @@ def test_stable_baselines3_trains_on_it_unchanged() -> None:
     observation, _ = env.reset(seed=1)
     action, _ = model.predict(observation, deterministic=True)
     assert env.action_space.contains(int(action))
+
+
+def test_a_group_is_charged_from_where_its_tails_begin_on_average() -> None:
+    env = small(num_envs=8, group=4, episode_requests=200)
+    env.reset(seed=0)
+    draw = np.random.default_rng(0)
+    for _ in range(150):
+        env.step(draw.integers(0, 4, 8))
+    routers = env.clusters.state.routers
+    own, charged = (routers[name][:, 0].reshape(2, 4) for name in ("ttft_tail", "tail_begins"))
+    assert (own.std(1) > 0.0).all()
+    np.testing.assert_allclose(charged, own.mean(1, keepdims=True).repeat(4, 1))

@@ -254,7 +254,19 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
         return self._observe(), {"elapsed_s": np.zeros(self.num_envs)}
 
     def _observe(self) -> npt.NDArray[np.float32]:
-        return features_batch(self.clusters.observe(), self.favor)
+        view = self.clusters.observe()
+        self._share_tails()
+        return features_batch(view, self.favor)
+
+    def _share_tails(self) -> None:
+        """Rewards take the tail to begin where it does in the mean of a group.
+
+        What one cluster's late first tokens do to where its own tail begins is slow to show, and noise for
+        every choice in between; what is common to a group cancels in its baseline.
+        """
+        routers = self.clusters.state.routers
+        tails = routers["ttft_tail"].reshape(-1, self.group, routers.shape[1])
+        routers["tail_begins"] = np.repeat(tails.mean(1), self.group, axis=0)
 
     def step(
         self, actions: npt.NDArray[np.int64]

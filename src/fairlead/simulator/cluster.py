@@ -461,7 +461,7 @@ def waiting_areas(state: State, now: npt.NDArray[np.float64], out: npt.NDArray[n
 
     `now` (K,) is the time up to which the clusters were advanced; `out` is (K, 3), in request-seconds. Third
     comes what the first tokens since then cost by the tail (`view.tail.tail_cost`), which begins where their
-    router's last view had it.
+    router's last view had it, or the environment.
     Exact: a count that falls by one at time x contributes (now - x) less than had it not fallen, and one that
     rises contributes (now - x) more. A request that is lost after its first token takes that event back, with
     what it cost by the tail: it has been waiting for its first token all along.

@@ -76,7 +76,7 @@ def saw_first_token(state: State, k: int, c: int, request: Any) -> None:
     router.ttft_counts[tail_bin(ttft)] += 1.0
     cluster.first_tokens += 1
     cluster.first_token_times += request.first_token
-    request.tail_cost = tail_cost(request.first_token - request.arrival, router.ttft_tail)
+    request.tail_cost = tail_cost(request.first_token - request.arrival, router.tail_begins)
     cluster.tail_cost += request.tail_cost
 
 
@@ -259,6 +259,7 @@ def write_view(
     request[schema.EXPECTED_OUTPUT_TOKENS] = mean
     request[schema.SESSION] = waiting.session
     router.ttft_tail = forget_and_find(router.ttft_counts)
+    router.tail_begins = router.ttft_tail
     request[schema.TTFT_TAIL_S] = router.ttft_tail
 
 

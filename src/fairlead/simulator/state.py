@@ -121,6 +121,7 @@ ROUTER = np.dtype(
         ("finished", "i8"),
         ("finished_tokens", "i8"),
         ("ttft_tail", "f8"),  # where the tail of its TTFTs begins, as of the last view
+        ("tail_begins", "f8"),  # where rewards take it to begin
         ("ttft_counts", "f8", (BINS,)),  # histogram of `view.tail`
     ],
     align=True,
@@ -298,6 +299,7 @@ def clear(state: State) -> None:
         for field in records.dtype.names or ():
             records[field] = 0
     state.routers["ttft_tail"] = TAIL_PRIOR_S
+    state.routers["tail_begins"] = TAIL_PRIOR_S
     for field in ("oldest", "newest"):
         state.ledgers[field] = NONE
     state.phases[:] = 0
