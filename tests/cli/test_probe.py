@@ -17,7 +17,10 @@ def test_text_json_and_an_absent_server(fairlead, tmp_path):
         config = tmp_path / "gateway.yaml"
         config.write_text(json.loads(told.out)["settings"])
         again = fairlead("probe", "--config", str(config))
-    assert (text.code, told.code, again.code) == (0, 0, 0)
+        measured = fairlead("probe", *servers, "--measure")
+    assert (text.code, told.code, again.code, measured.code) == (0, 0, 0, 0)
+    assert "not measured" in text.out and "# decode_iteration_s: 0.01   # declare it" in text.out
+    assert "s for a decode iteration" in measured.out and "# decode_iteration_s" not in measured.out
     assert all(url in text.out for url in urls) and "tiny" in text.out
     found = json.loads(told.out)
     assert [each["url"] for each in found["backends"]] == urls

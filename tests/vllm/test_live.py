@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+import yaml
 
 from fairlead.evaluate.live_tournament import Plan, rates, run_live_tournament
 from fairlead.evaluate.results import load_results
@@ -28,7 +29,7 @@ workload:
 
 
 def test_what_a_probe_finds(servers):
-    found = asyncio.run(probe([BackendSettings(url=server.url) for server in servers]))
+    found = asyncio.run(probe([BackendSettings(url=server.url) for server in servers], measure=True))
     for each in found:
         assert not each.error and each.healthy and each.version
         assert each.models == {"tiny": 4096} and each.block_size == 32
@@ -37,7 +38,11 @@ def test_what_a_probe_finds(servers):
         assert each.missing_metrics == []
         assert each.orca == ["num_requests_waiting", "kv_cache_usage_perc"]
         assert "max_num_seqs" in each.columns and "scraped_*" not in each.columns
-    assert suggest(found).count("kv_capacity_tokens") == 2
+        assert each.measured is not None and min(each.measured) > 0 and each.speed
+        assert not {"speed", "prefill_tokens_per_s", "decode_iteration_s"} & set(each.columns)
+    assert max(each.speed or 0.0 for each in found) == 1.0
+    suggested = parse_settings(yaml.safe_load(suggest(found)), "suggested")
+    assert all(b.kv_capacity_tokens and b.decode_iteration_s != 0.01 for b in suggested.backends)
 
 
 def test_two_routers_on_the_same_requests(servers, tmp_path: Path):

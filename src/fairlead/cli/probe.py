@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "fairlead probe --backend http://127.0.0.1:8001 --backend http://127.0.0.1:8002",
-    "fairlead probe --config gateway.yaml --json",
+    "fairlead probe --config gateway.yaml --measure --json",
 )
 
 
@@ -35,6 +35,13 @@ def command(
     timeout: Annotated[
         float, typer.Option(min=0.1, max=600, metavar="S", help="How long to wait for each answer.")
     ] = 5.0,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure",
+            help="Also measure how fast each is: nine completions, one at a time; it should be idle.",
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Ask servers what they are, what a router will know of them, and which settings suit them.
@@ -50,7 +57,7 @@ def command(
     from fairlead.serve.probe import probe, suggest
 
     backends = gateway_settings(config, backend or []).backends
-    findings = asyncio.run(probe(backends, timeout))
+    findings = asyncio.run(probe(backends, timeout, measure=measure))
     if json:
         told = [msgspec.to_builtins(found) for found in findings]
         print_json({"backends": told, "settings": suggest(findings)})
@@ -85,8 +92,12 @@ def _show(found: "Finding") -> None:
         "max_num_seqs": str(found.max_num_seqs or "not told"),
         "metrics": ", ".join(found.metrics) or "none",
         "load reports": "could not be tried" if found.orca is None else ", ".join(found.orca) or "none",
+        "speed": "not measured",
         "/load": "not offered" if found.load is None else f"{found.load} requests",
     }
+    if found.measured is not None:
+        prefill, decode = found.measured
+        rows["speed"] = f"{prefill:.0f} prompt tokens/s, {decode:.4g} s for a decode iteration"
     for name, value in rows.items():
         typer.echo(f"  {name:<16}{value}")
     typer.echo("  not exact in the router's view:")

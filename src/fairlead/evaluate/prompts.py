@@ -3,10 +3,10 @@
 import hashlib
 from typing import Protocol
 
+from fairlead.serve.speed import ORDINARY_IDS
 from fairlead.workload.requests import Requests
 
 _WORD = "tide"
-_FIRST_ID, _IDS = 20, 64  # ordinary tokens of every vocabulary, small ones too
 
 
 class Prompts(Protocol):
@@ -61,7 +61,7 @@ class TokenIds:
 
     def _draw(self, name: str, count: int) -> list[int]:
         drawn = hashlib.shake_128(f"{self._salt}/{name}".encode()).digest(count)
-        return [_FIRST_ID + byte % _IDS for byte in drawn]
+        return [ORDINARY_IDS[byte % len(ORDINARY_IDS)] for byte in drawn]
 
 
 def _blocks(requests: Requests, i: int) -> tuple[int, list[int], int]:

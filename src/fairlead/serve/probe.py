@@ -13,6 +13,7 @@ from fairlead.serve.fetch import Fetched, fetch
 from fairlead.serve.ledger import Ledger
 from fairlead.serve.scraping import orca_reading, read_metrics
 from fairlead.serve.settings import BackendSettings, Timeouts
+from fairlead.serve.speed import Speed, measure_speed
 
 SCRAPED = {
     "scraped_running": "vllm:num_requests_running",
@@ -22,6 +23,9 @@ SCRAPED = {
     "scraped_prefix_hit_rate": "vllm:prefix_cache_queries_total",
 }
 """Column of the view -> the metric that it needs."""
+
+DECLARED = ("speed", "prefill_tokens_per_s", "decode_iteration_s")
+"""Columns that no server tells: they are declared in the settings, or measured."""
 
 _OLD_USAGE = "vllm:gpu_cache_usage_perc"
 _INFO = re.compile(r"^vllm:cache_config_info\{([^\n]*)\}", re.M)
@@ -56,20 +60,55 @@ class Finding(msgspec.Struct):
     """What its load reports on answers hold; None if it could not be tried."""
     load: int | None = None
     """Requests being answered, of `/load`; None if it does not offer that."""
+    measured: Speed | None = None
+    """How fast it is; None if that was not asked for, or could not be measured."""
+    speed: float | None = None
+    """That, relative to the fastest backend that was measured: of their times for the same prompt."""
     columns: dict[str, str] = msgspec.field(default_factory=dict)
     """Columns of the view that are missing or approximate, with the reason."""
 
 
-async def probe(backends: Sequence[BackendSettings], timeout: float = 5.0) -> list[Finding]:
+async def probe(
+    backends: Sequence[BackendSettings], timeout: float = 5.0, *, measure: bool = False
+) -> list[Finding]:
     """Ask all backends at once.
 
     Each is sent one completion of one token, to see whether its answers carry load reports.
 
     Args:
         backends: whom to ask.
-        timeout: of each question, s; the completion may take six times as long.
+        timeout: of each question, s; a completion may take six times as long.
+        measure: also measure how fast they are, one after the other: some of them may share a machine.
     """
-    return list(await asyncio.gather(*(_probe(each, timeout) for each in backends)))
+    findings = list(await asyncio.gather(*(_probe(each, timeout) for each in backends)))
+    if measure:
+        for settings, found in zip(backends, findings, strict=True):
+            if not found.error:
+                await _measure(found, settings, 6 * timeout)
+        fastest = max((f.measured.prefill_tokens_per_s for f in findings if f.measured), default=0.0)
+        for found in findings:
+            if found.measured is not None:
+                found.speed = found.measured.prefill_tokens_per_s / fastest
+    return findings
+
+
+async def _measure(found: Finding, settings: BackendSettings, timeout: float) -> None:
+    """Enter how fast a backend is, or why that is not known."""
+    backend = Backend(settings, Ledger(monotonic()), Timeouts())
+    try:
+        model, longest = next(iter(found.models.items()), ("", None))
+        found.measured = await measure_speed(backend, model, longest, timeout)
+    except ValueError as error:
+        for name in DECLARED:
+            if name in found.columns:
+                found.columns[name] = f"cannot be measured: {error} ({getattr(settings, name):g} is assumed)"
+        return
+    finally:
+        backend.pool.close()
+    for name in DECLARED:
+        found.columns.pop(name, None)
+        if found.load:
+            found.columns[name] = f"measured while it answered {found.load} other requests"
 
 
 async def _probe(settings: BackendSettings, timeout: float) -> Finding:
@@ -181,9 +220,11 @@ def _judge_columns(found: Finding, settings: BackendSettings) -> None:
         columns["kv_capacity_tokens"] = "not told: declare kv_capacity_tokens (100,000 is assumed)"
     if found.max_num_seqs is None and "max_num_seqs" not in settings.model_fields_set:
         columns["max_num_seqs"] = f"not told: declare max_num_seqs ({settings.max_num_seqs} is assumed)"
-    for name in ("speed", "prefill_tokens_per_s", "decode_iteration_s"):
+    for name in DECLARED:
         if name not in settings.model_fields_set:
-            columns[name] = f"cannot be asked: declare {name} ({getattr(settings, name):g} is assumed)"
+            columns[name] = (
+                f"cannot be asked: declare {name}, or measure it ({getattr(settings, name):g} is assumed)"
+            )
     if found.prefix_caching is False:
         columns["expected_prefix_hit_tokens"] = "prefix caching is off: expectations would be wrong"
 
@@ -198,8 +239,12 @@ def suggest(findings: Sequence[Finding]) -> str:
             lines.append(f"    kv_capacity_tokens: {found.kv_capacity_tokens}")
         if found.max_num_seqs is not None:
             lines.append(f"    max_num_seqs: {found.max_num_seqs}")
+        if found.measured is not None:
+            lines.append(f"    speed: {found.speed:.3g}")
+            lines.append(f"    prefill_tokens_per_s: {found.measured.prefill_tokens_per_s:.0f}")
+            lines.append(f"    decode_iteration_s: {found.measured.decode_iteration_s:.4g}")
         for name in found.columns:
-            if name in BackendSettings.model_fields:
+            if name in BackendSettings.model_fields and not (found.measured and name in DECLARED):
                 default = BackendSettings.model_fields[name].default
                 lines.append(f"    # {name}: {default if default is not None else '...'}   # declare it")
     if usable and all(found.prefix_caching is False for found in usable):
