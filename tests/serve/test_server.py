@@ -57,6 +57,28 @@ def settings(world, **more):
     } | more
 
 
+def test_speeds_that_nobody_declared_are_told(play, tmp_path):
+    """They are assumed, which no policy can make up for: silence would be a fallback that nobody notices."""
+
+    async def scene(world):
+        told = {}
+        for name, declared in (
+            ("none", {}),
+            ("all", {"speed": 1.0, "prefill_tokens_per_s": 9000, "decode_iteration_s": 0.02}),
+        ):
+            content = settings(world)
+            content["backends"] = [each | declared for each in content["backends"]]
+            process, _, events = await start(tmp_path, content)
+            told[name] = [each for each in events if each["event"] == "speeds_assumed"]
+            process.terminate()
+            await process.wait()
+        assert told["all"] == []
+        assert told["none"][0]["backends"] == [each.url for each in world.backends]
+        assert "fairlead probe --measure" in told["none"][0]["advice"]
+
+    play(scene)
+
+
 def test_sigterm_lets_requests_finish(play, prompt, tmp_path):
     async def scene(world):
         gate = world.backends[0].gate = asyncio.Event()

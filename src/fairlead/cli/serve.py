@@ -18,6 +18,9 @@ EXAMPLES = (
     "fairlead serve --config gateway.yaml --policy runs/mine/policy.onnx --favor 0.8",
 )
 
+MEASURE = "`fairlead probe --measure` finds it"
+"""Said of backends whose speeds are not declared."""
+
 
 def command(
     backend: Annotated[
@@ -117,6 +120,8 @@ def command(
 
         Gateway(chosen)
         say(f"the settings are good: {len(chosen.backends)} backends, policy {chosen.policy.router}")
+        if undeclared := [each.url for each in chosen.backends if each.assumed]:
+            say(f"how fast is not declared of {', '.join(undeclared)}: {MEASURE}")
         return
 
     raise_limit()
@@ -125,6 +130,8 @@ def command(
         server = Server(chosen, settings)
         await server.start()
         server.handle_signals()
+        if undeclared := [each.url for each in chosen.backends if each.assumed]:
+            server.gateway.events("speeds_assumed", backends=undeclared, advice=MEASURE)
         scheme = "https" if chosen.tls is not None else "http"
         server.gateway.events(
             "listening",

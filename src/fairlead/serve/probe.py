@@ -12,7 +12,7 @@ from fairlead.serve.backend import Backend
 from fairlead.serve.fetch import Fetched, fetch
 from fairlead.serve.ledger import Ledger
 from fairlead.serve.scraping import orca_reading, read_metrics
-from fairlead.serve.settings import BackendSettings, Timeouts
+from fairlead.serve.settings import DECLARED, BackendSettings, Timeouts
 from fairlead.serve.speed import Speed, measure_speed
 
 SCRAPED = {
@@ -23,9 +23,6 @@ SCRAPED = {
     "scraped_prefix_hit_rate": "vllm:prefix_cache_queries_total",
 }
 """Column of the view -> the metric that it needs."""
-
-DECLARED = ("speed", "prefill_tokens_per_s", "decode_iteration_s")
-"""Columns that no server tells: they are declared in the settings, or measured."""
 
 _OLD_USAGE = "vllm:gpu_cache_usage_perc"
 _INFO = re.compile(r"^vllm:cache_config_info\{([^\n]*)\}", re.M)
@@ -220,11 +217,10 @@ def _judge_columns(found: Finding, settings: BackendSettings) -> None:
         columns["kv_capacity_tokens"] = "not told: declare kv_capacity_tokens (100,000 is assumed)"
     if found.max_num_seqs is None and "max_num_seqs" not in settings.model_fields_set:
         columns["max_num_seqs"] = f"not told: declare max_num_seqs ({settings.max_num_seqs} is assumed)"
-    for name in DECLARED:
-        if name not in settings.model_fields_set:
-            columns[name] = (
-                f"cannot be asked: declare {name}, or measure it ({getattr(settings, name):g} is assumed)"
-            )
+    for name in settings.assumed:
+        columns[name] = (
+            f"cannot be asked: declare {name}, or measure it ({getattr(settings, name):g} is assumed)"
+        )
     if found.prefix_caching is False:
         columns["expected_prefix_hit_tokens"] = "prefix caching is off: expectations would be wrong"
 

@@ -22,6 +22,10 @@ Seconds = Positive
 Count = Annotated[int, Field(ge=1)]
 
 
+DECLARED = ("speed", "prefill_tokens_per_s", "decode_iteration_s")
+"""Settings of a backend that are columns of the view and that no server tells: declared, or measured."""
+
+
 class BackendSettings(Section):
     """One vLLM server (or anything that speaks its HTTP)."""
 
@@ -71,6 +75,11 @@ class BackendSettings(Section):
     def label(self) -> str:
         """Its name, or `host:port`."""
         return self.name or urlsplit(self.url).netloc
+
+    @property
+    def assumed(self) -> list[str]:
+        """What no server tells, `least_work` and policies go by, and is not declared."""
+        return [name for name in DECLARED if name not in self.model_fields_set]
 
 
 def from_environment(value: str) -> str:
