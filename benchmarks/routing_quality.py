@@ -82,7 +82,7 @@ def facts(options: argparse.Namespace, plan: Plan) -> list[str]:
     }
     given = "".join(f" {name} {value}" for name, (value, default) in asked.items() if value != default)
     return [
-        f"Made by `python benchmarks/routing_quality.py{given} --page docs/results.md`; every number on this "
+        f"Made by `python benchmarks/routing_quality.py{given} --page {options.page}`; every number on this "
         "page comes from that run.",
         "",
         f"Fairlead {__version__}, {platform.machine()}. Policies: {', '.join(plan.policies)}. {seeds}, "

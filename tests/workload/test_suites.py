@@ -1,8 +1,10 @@
 """Suites: what is in them, and how they are named."""
 
 import pytest
+import yaml
 
 from fairlead.errors import FairleadError
+from fairlead.policy.packaged import DIRECTORY
 from fairlead.workload import load_scenario
 from fairlead.workload.suites import load_scenarios, load_suite, suite_names
 
@@ -27,6 +29,18 @@ def test_the_standard_suite_covers_the_kinds_of_traffic():
     assert {"empirical", "lognormal", "mixture"} <= lengths
 
 
+def test_the_hardware_suite_is_not_what_the_generalist_was_trained_on():
+    """Else it would not say how the policy does on hardware that it has not seen."""
+    trained = yaml.safe_load((DIRECTORY / "generalist.yaml").read_text())["scenarios"]
+
+    def fleets(names: list[str]) -> set[tuple[str, frozenset[str]]]:
+        found = [scenario for name in names for scenario in load_scenarios(name)]
+        return {(each.model, frozenset(group.device for group in each.replicas)) for each in found}
+
+    assert len(fleets(["suite/hardware"])) >= 4
+    assert not fleets(["suite/hardware"]) & fleets(trained)
+
+
 def test_a_suite_stands_for_its_scenarios_and_a_scenario_for_itself():
     suite = load_scenarios("suite/standard")
     assert [each.name for each in suite] == list(load_suite("suite/standard").scenarios)
@@ -34,7 +48,7 @@ def test_a_suite_stands_for_its_scenarios_and_a_scenario_for_itself():
 
 
 def test_an_unknown_suite_names_the_known_ones():
-    assert suite_names() == ["standard"]
+    assert suite_names() == ["hardware", "standard"]
     with pytest.raises(FairleadError, match="unknown suite 'standart'; did you mean standard"):
         load_scenarios("suite/standart")
 
