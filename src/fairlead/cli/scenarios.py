@@ -31,8 +31,8 @@ def command(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Show a suite (`standard`, `hardware`): each scenario and load with its headroom. Wherever scenarios "
-            "are named, `suite/standard` stands for all of them.",
+            help="Show a suite (`standard`, `hardware`): each scenario and load with its headroom. "
+            "Wherever scenarios are named, `suite/standard` stands for all of them.",
             show_default=False,
         ),
     ] = None,
