@@ -44,6 +44,25 @@ def test_features_do_not_know_replica_indices() -> None:
     np.testing.assert_array_equal(plain[:, order], permuted)
 
 
+def test_features_do_not_know_how_fast_the_hardware_is() -> None:
+    """A cluster that does everything three times as fast looks the same: so the same policy fits it."""
+    draw = np.random.default_rng(0)
+    view = View(
+        draw.uniform(0.1, 50, (5, 6, NUM_REPLICA_COLUMNS)), draw.uniform(1, 500, (5, NUM_REQUEST_COLUMNS))
+    )
+    faster = View(view.replicas.copy(), view.request.copy())
+    for columns, values in zip(
+        (schema.REPLICA_COLUMNS, schema.REQUEST_COLUMNS), (faster.replicas, faster.request), strict=True
+    ):
+        for i, column in enumerate(columns):
+            if column.unit == "s":
+                values[..., i] /= 3.0
+            elif column.unit == "tokens/s":
+                values[..., i] *= 3.0
+    assert not np.array_equal(faster.replicas, view.replicas)
+    np.testing.assert_allclose(features_batch(faster, 0.3), features_batch(view, 0.3), rtol=1e-5)
+
+
 def test_pitfall_12_every_feature_varies_in_training() -> None:
     """Constant inputs teach nothing; the request's own size and the remaining work are among them.
 
@@ -154,6 +173,7 @@ def test_comparisons_with_the_other_replicas_by_hand() -> None:
     replicas[0, :, schema.KV_CAPACITY_TOKENS] = [1000.0, 2000.0, 4000.0]
     replicas[0, :, schema.MAX_NUM_SEQS] = 100.0
     replicas[0, :, schema.PREFILL_TOKENS_PER_S] = 1000.0
+    replicas[0, :, schema.DECODE_ITERATION_S] = 0.01
     replicas[0, :, schema.EXPECTED_PREFIX_HIT_TOKENS] = [96.0, 96.0, 0.0]
     replicas[0, :, schema.IN_FLIGHT] = [12.0, 4.0, 3.0]
     replicas[0, :, schema.AWAITING_FIRST_TOKEN] = [2.0, 0.0, 3.0]

@@ -1,8 +1,9 @@
 """Features: a view as a (replicas, F) float32 array, normalised and free of any replica index.
 
 One compiled function serves simulator and gateway. Constants are fixed, not learned: what acts, what
-is trained and what is exported see the same numbers. Times stay in seconds or their logarithm, so
-that nothing saturates in the operating range.
+is trained and what is exported see the same numbers. Times are in the cluster's own unit, the decode
+iteration of its fastest replica: where everything takes half as long, every feature is as before, and so
+is the best decision. They stay linear or logarithmic, so that nothing saturates in the operating range.
 """
 
 import math
@@ -40,16 +41,19 @@ from fairlead.view.schema import (
     schema_hash,
 )
 
+NOMINAL_ITERATION_S = 0.01
+"""Times are scaled as if this was what the fastest replica declares for a decode iteration."""
+
 FEATURES: tuple[str, ...] = (
     "in_flight",
     "awaiting_first_token",
-    "pending_prefill_s",
+    "pending_prefill_time",
     "pending_prefill_above_least",
-    "request_prefill_s",
+    "request_prefill_time",
     "decoding_requests",
-    "decodes_delayed_s",
+    "decodes_delayed_time",
     "expected_remaining_tokens",
-    "expected_decode_s",
+    "expected_decode_time",
     "expected_decode_above_least",
     "context_tokens",
     "kv_fraction",
@@ -89,6 +93,30 @@ FEATURES: tuple[str, ...] = (
 NUM_FEATURES = len(FEATURES)
 SCHEMA_HASH = schema_hash(FEATURES)
 """Carried by every exported policy; another hash is refused."""
+
+
+@njit()
+def in_own_time(
+    replicas: npt.NDArray[np.float64], request: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float64], float]:
+    """The replicas of a view (R, columns), and where its tail begins, in the cluster's own unit of time.
+
+    All that is measured in seconds is multiplied by the same factor, rates are divided by it.
+    """
+    fastest = np.inf
+    for r in range(replicas.shape[0]):
+        fastest = min(fastest, replicas[r, DECODE_ITERATION_S])
+    factor = NOMINAL_ITERATION_S / fastest
+    scaled = replicas.copy()
+    for r in range(replicas.shape[0]):
+        row = scaled[r]
+        row[OLDEST_WAIT_S] *= factor
+        row[TTFT_EWMA_S] *= factor
+        row[ITL_EWMA_S] *= factor
+        row[SCRAPE_AGE_S] *= factor
+        row[DECODE_ITERATION_S] *= factor
+        row[PREFILL_TOKENS_PER_S] /= factor
+    return scaled, factor * request[TTFT_TAIL_S]
 
 
 @njit(inline=True)
@@ -147,7 +175,8 @@ def features(
     """
     weights = dial(favor)
     prompt = request[PROMPT_TOKENS]
-    tail = max(request[TTFT_TAIL_S], 1e-3)
+    rows, tail = in_own_time(replicas, request)
+    tail = max(tail, 1e-3)
     least_prefill = np.inf
     least_cost = np.inf
     most_hit = 0.0
@@ -158,8 +187,8 @@ def features(
     least_uncached = np.inf
     least_delayed = np.inf
     least_remaining = np.inf
-    for r in range(replicas.shape[0]):
-        row = replicas[r]
+    for r in range(rows.shape[0]):
+        row = rows[r]
         if row[AVAILABLE] == 0.0:
             continue
         prefill = row[PENDING_PREFILL_TOKENS] / row[PREFILL_TOKENS_PER_S]
@@ -178,8 +207,8 @@ def features(
         least_with_own = min(least_with_own, prefill + own)
         least_decode = min(least_decode, row[EXPECTED_REMAINING_TOKENS] * row[DECODE_ITERATION_S])
         least_cost = min(least_cost, _cost(row, request, prefill, own, tail, weights))
-    for r in range(replicas.shape[0]):
-        row = replicas[r]
+    for r in range(rows.shape[0]):
+        row = rows[r]
         prefill = row[PENDING_PREFILL_TOKENS] / row[PREFILL_TOKENS_PER_S]
         # Only what is not cached has to be computed, the last token always.
         own = max(prompt - row[EXPECTED_PREFIX_HIT_TOKENS], 1.0) / row[PREFILL_TOKENS_PER_S]
