@@ -3,9 +3,12 @@
     python benchmarks/generalist.py --out runs/generalist
 
 Scenarios and settings are those of src/fairlead/policies/generalist.yaml: its stages are trained one after
-the other, each from where the one before ended. The policy replaces generalist.onnx beside that file, and how
-the training went replaces generalist.json. `--set` changes a setting of all stages for a trial, `--scenarios`
-the scenarios; `--no-install` leaves the package alone. An interrupted run goes on with the same command.
+the other, each from where the one before ended. A stage with `kinds` is several trainings, each on
+scenarios of one kind alone, which then teach these scenarios in the next stage; where `teacher`, `teachers`
+or `start_from` name a stage or a kind (`specialise/chat`), its policy is meant. The policy replaces
+generalist.onnx beside that file, and how the training went replaces generalist.json. `--set` changes a
+setting of all stages for a trial, `--scenarios` the scenarios; `--no-install` leaves the package alone. An
+interrupted run goes on with the same command.
 """
 
 import argparse
@@ -13,8 +16,11 @@ import json
 import os
 import shutil
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -35,30 +41,76 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def settings(options: argparse.Namespace) -> tuple[dict[str, TrainConfig], list[str]]:
-    """What to train with, stage by stage, and on which scenarios.
+class Training(NamedTuple):
+    """One training of the recipe."""
+
+    name: str
+    """A stage, or `STAGE/KIND`; also its folder."""
+    config: TrainConfig
+    scenarios: list[str]
+
+
+def settings(options: argparse.Namespace) -> list[list[Training]]:
+    """What to train, stage by stage: one training, or one for each kind of scenarios.
 
     Raises:
         FairleadError: for settings that are unknown or contradict each other.
     """
-    from pydantic import ValidationError
-
     content = read_settings(options.config, [])
     unknown = sorted(set(content) - {"scenarios", "training", "stages"})
     if unknown:
         raise FairleadError(
             f"{options.config}: unknown key {unknown[0]!r}; known: scenarios, training, stages"
         )
-    configs: dict[str, TrainConfig] = {}
+    everything = options.scenarios.split(",") if options.scenarios else list(content["scenarios"])
+    stages: list[list[Training]] = []
+    policies: dict[str, str] = {}
+    taught: dict[str, str] = {}
     before = None
-    for name, own in content["stages"].items():
-        merged = {"start_from": before, **content.get("training", {}), **own}
-        try:
-            configs[name] = TrainConfig.model_validate(read_settings(None, options.set, merged))
-        except ValidationError as error:
-            raise first_problem(error, f"{options.config}, stage {name}") from None
-        before = str(options.out / name / "policy.onnx")
-    return configs, options.scenarios.split(",") if options.scenarios else list(content["scenarios"])
+    for stage, own in content["stages"].items():
+        shared = {"start_from": before, **content.get("training", {}), **own}
+        kinds = shared.pop("kinds", None)
+        if kinds is None:
+            if taught:
+                shared["teachers"] = {**taught, **shared.get("teachers", {})}
+            trainings = {stage: (shared, everything)}
+            before, taught = stage, {}
+        else:
+            trainings = {f"{stage}/{kind}": _of_kind(shared, dict(its)) for kind, its in kinds.items()}
+            taught = {name: training for training, (_, names) in trainings.items() for name in names}
+        stages.append(
+            [Training(name, _config(options, name, s, policies), its) for name, (s, its) in trainings.items()]
+        )
+        policies |= {name: str(options.out / name / "policy.onnx") for name in trainings}
+    return stages
+
+
+def _of_kind(stage: dict[str, Any], kind: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A stage's settings with those of one of its kinds, and the kind's scenarios."""
+    names = list(kind.pop("scenarios"))
+    merged = {
+        key: {**stage[key], **kind[key]} if isinstance(stage.get(key), dict) and key in kind else value
+        for key, value in {**stage, **kind}.items()
+    }
+    return merged, names
+
+
+def _config(
+    options: argparse.Namespace, name: str, content: dict[str, Any], policies: dict[str, str]
+) -> TrainConfig:
+    """Checked, with the files of the policies that it names."""
+    from pydantic import ValidationError
+
+    named: dict[str, Any] = {
+        key: policies.get(content[key], content[key]) for key in ("start_from", "teacher") if key in content
+    }
+    teachers = {scenario: policies.get(who, who) for scenario, who in content.get("teachers", {}).items()}
+    try:
+        return TrainConfig.model_validate(
+            read_settings(None, options.set, {**content, **named, "teachers": teachers})
+        )
+    except ValidationError as error:
+        raise first_problem(error, f"{options.config}, stage {name}") from None
 
 
 def record(results: dict[str, TrainResult], scenarios: list[str]) -> dict[str, Any]:
@@ -96,13 +148,15 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=GENERALIST.with_suffix(".yaml"))
     parser.add_argument("--scenarios", help="others than the file's, separated by commas")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a training setting")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, in a stage with kinds")
     parser.add_argument("--no-install", action="store_true", help="leave the packaged policy as it is")
     options = parser.parse_args()
     try:
-        configs, names = settings(options)
-        results = {name: run(config, names, options.out / name) for name, config in configs.items()}
+        stages = settings(options)
+        results = {name: result for stage in stages for name, result in run_stage(stage, options).items()}
     except FairleadError as error:
         sys.exit(f"error: {error}")
+    names = stages[-1][-1].scenarios
     written = options.out / "generalist.json"
     written.write_text(json.dumps(record(results, names), indent=1) + "\n", encoding="utf-8")
     if not options.no_install:
@@ -111,10 +165,37 @@ def main() -> None:
         say(f"installed {GENERALIST}")
 
 
-def run(config: TrainConfig, names: list[str], out: Path) -> TrainResult:
-    """One stage; one that was interrupted goes on, one that was finished is only read."""
-    resume = (out / "checkpoint.pt").is_file()
-    return train(config, [] if resume else scenario_list(names), out, resume, say=say)
+def run_stage(stage: list[Training], options: argparse.Namespace) -> dict[str, TrainResult]:
+    """The trainings of a stage, `--jobs` at a time; each takes a core."""
+    work = partial(run, options.out)
+    if len(stage) == 1 or options.jobs == 1:
+        found = [work(training) for training in stage]
+    else:
+        os.environ["NUMBA_NUM_THREADS"] = "1"  # read by the new processes
+        with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+            found = list(pool.map(work, stage))
+    return {training.name: result for training, result in zip(stage, found, strict=True)}
+
+
+def run(out: Path, training: Training) -> TrainResult:
+    """One training; one that was interrupted goes on, one that was finished is only read.
+
+    The policy of a kind is also put where `routing_quality.py --specialists OUT/STAGE` looks for it.
+    """
+    folder = out / training.name
+    resume = (folder / "checkpoint.pt").is_file()
+    scenarios = scenario_list([",".join(training.scenarios)])
+    result = train(
+        training.config,
+        [] if resume else scenarios,
+        folder,
+        resume,
+        say=lambda text: say(f"{training.name}: {text}"),
+    )
+    if folder.parent != out:
+        for scenario in scenarios:
+            shutil.copy(result.policy, folder.parent / f"{scenario.name}.onnx")
+    return result
 
 
 if __name__ == "__main__":

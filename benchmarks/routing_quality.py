@@ -81,6 +81,8 @@ def facts(options: argparse.Namespace, plan: Plan) -> list[str]:
         "--first-seed": (options.first_seed, FIRST_SEED),
     }
     given = "".join(f" {name} {value}" for name, (value, default) in asked.items() if value != default)
+    given += " --no-lookahead" if options.no_lookahead else ""
+    given += f" --specialists {options.specialists}" if options.specialists else ""
     return [
         f"Made by `python benchmarks/routing_quality.py{given} --page {options.page}`; every number on this "
         "page comes from that run.",

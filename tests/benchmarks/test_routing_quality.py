@@ -13,6 +13,8 @@ from fairlead.cli.options import scenario_list
 from fairlead.errors import FairleadError
 from fairlead.policy.export import export_onnx
 from fairlead.policy.network import RouterNetwork
+from fairlead.train.teachers import make_teacher
+from fairlead.workload.suites import load_scenarios
 
 SCENARIO = """
 replicas:
@@ -68,15 +70,47 @@ def recipe(*assignments: str, config: Path | None = None) -> argparse.Namespace:
 
 
 def test_the_generalists_recipe_can_be_followed():
-    configs, names = generalist.settings(recipe("seed=3"))
-    assert [config.seed for config in configs.values()] == [3] * len(configs)
-    scenarios = {scenario.name for scenario in scenario_list(names)}
-    assert len(scenarios) >= 2
-    before = None
-    for name, config in configs.items():
-        assert set(config.teachers) <= scenarios
-        assert config.start_from == before
-        before = f"runs/{name}/policy.onnx"
+    """Every stage goes on from one before or from scratch, and is taught by what there is by then."""
+    stages = generalist.settings(recipe("threads=2"))
+    trainings = [training for stage in stages for training in stage]
+    assert {training.config.threads for training in trainings} == {2}
+    there: set[str] = set()
+    for stage in stages:
+        for training in stage:
+            scenarios = {scenario.name for scenario in scenario_list(training.scenarios)}
+            assert set(training.config.teachers) <= scenarios
+            asked = {str(training.config.teacher), *training.config.teachers.values()}
+            files = {who for who in asked if who.endswith(".onnx")} | {training.config.start_from} - {None}
+            assert files <= there
+            make_teacher(
+                "lookahead",
+                elsewhere={name: who for name, who in training.config.teachers.items() if who not in files},
+            )
+        there |= {f"runs/{training.name}/policy.onnx" for training in stage}
+    assert len(stages[-1]) == 1
+    assert {scenario.name for scenario in load_scenarios("suite/standard")} <= scenarios
+
+
+def test_kinds_teach_their_scenarios_in_the_next_stage(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    stages = {
+        "first": {},
+        "alone": {
+            "imitation": {"rounds": 3},
+            "kinds": {"a": {"scenarios": ["chat-equal"], "imitation": {"steps": 64}}},
+        },
+        "unite": {"start_from": None, "teacher": "first", "teachers": {"code-equal": "lor"}},
+    }
+    content = {"scenarios": ["chat-equal", "code-equal"], "stages": stages}
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    (first,), (alone,), (unite,) = generalist.settings(recipe(config=path))
+    assert (alone.name, alone.scenarios) == ("alone/a", ["chat-equal"])
+    assert alone.config.start_from == unite.config.teacher == "runs/first/policy.onnx"
+    assert alone.config.imitation is not None
+    assert (alone.config.imitation.rounds, alone.config.imitation.steps) == (3, 64)
+    assert unite.config.start_from is None
+    assert unite.config.teachers == {"chat-equal": "runs/alone/a/policy.onnx", "code-equal": "lor"}
+    assert unite.scenarios == first.scenarios == ["chat-equal", "code-equal"]
 
 
 def test_the_generalist_is_trained_stage_by_stage(tmp_path, monkeypatch):
@@ -87,17 +121,22 @@ def test_the_generalist_is_trained_stage_by_stage(tmp_path, monkeypatch):
         "ppo": {"iterations": 0, "critic_warmup_iterations": 0, "rollout_steps": 32},
         "validation": {"loads": [0.6], "favors": [0.0, 1.0]},
     }
-    stages = {"first": {}, "second": {"teacher": "least_work"}}
+    kinds = {"one": {"scenarios": ["chat-equal"]}, "other": {"scenarios": ["chat-unequal"], "seed": 1}}
+    stages = {"first": {}, "second": {"teacher": "least_work", "kinds": kinds}, "third": {"start_from": None}}
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump({"scenarios": ["chat-equal"], "training": small, "stages": stages}))
+    path.write_text(
+        yaml.safe_dump({"scenarios": ["chat-equal", "chat-unequal"], "training": small, "stages": stages})
+    )
     out = tmp_path / "out"
     arguments = ["generalist.py", "--config", str(path), "--out", str(out), "--no-install"]
     monkeypatch.setattr("sys.argv", arguments)
     generalist.main()
     written = (out / "generalist.json").read_text()
     found = json.loads(written)
-    assert list(found["stages"]) == ["first", "second"]
-    assert found["stages"]["second"]["config"]["start_from"] == str(out / "first" / "policy.onnx")
+    assert list(found["stages"]) == ["first", "second/one", "second/other", "third"]
+    assert found["stages"]["second/other"]["config"]["start_from"] == str(out / "first" / "policy.onnx")
+    teachers = found["stages"]["third"]["config"]["teachers"]
+    assert teachers["chat-unequal"] == str(out / "second" / "other" / "policy.onnx")
     generalist.main()
     assert (out / "generalist.json").read_text() == written
 

@@ -5,8 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fairlead.errors import FairleadError
+from fairlead.policy.artefact import OnnxRouter
+from fairlead.policy.export import export_onnx
+from fairlead.policy.network import RouterNetwork
 from fairlead.train.teachers import (
     Teacher,
     achievable,
@@ -16,6 +20,9 @@ from fairlead.train.teachers import (
     make_teacher,
     mixture,
 )
+from fairlead.view import schema
+from fairlead.view.features import features_batch
+from fairlead.view.schema import NUM_REPLICA_COLUMNS, NUM_REQUEST_COLUMNS, View
 
 
 def constant(action: int, name: str = "constant") -> Teacher:
@@ -84,3 +91,34 @@ def test_scenarios_have_teachers_of_their_own() -> None:
     assert other.name == "lor, privileged lookahead in b"
     with pytest.raises(FairleadError, match="unknown router 'lro'"):
         make_teacher("lookahead", elsewhere={"b": "lro"})
+
+
+def test_a_policy_teaches_by_how_far_its_choices_are_apart(tmp_path) -> None:
+    """Costs are gaps of logits at the dial of each cluster; what cannot be chosen says nothing."""
+    path = tmp_path / "policy.onnx"
+    network = RouterNetwork(hidden=8, attention=4, seed=3)
+    with torch.no_grad():
+        for weights in network.score_head.parameters():
+            weights.add_(0.3 * torch.randn(weights.shape, generator=torch.Generator().manual_seed(1)))
+    export_onnx(network, path, config={}, training={})
+    draw = np.random.default_rng(0)
+    view = View(
+        draw.uniform(0.1, 5, (4, 3, NUM_REPLICA_COLUMNS)), draw.uniform(1, 50, (4, NUM_REQUEST_COLUMNS))
+    )
+    view.replicas[1, 2, schema.AVAILABLE] = 0.0
+    favor = np.array([0.0, 0.3, 0.75, 1.0])
+    env: Any = SimpleNamespace(num_envs=4, clusters=SimpleNamespace(view=view, R=3), favor=favor)
+    teacher = make_teacher(str(path))
+    logits = OnnxRouter(path).logits(features_batch(view, favor))
+    costs = teacher.label(env)
+    assert np.ptp(logits[0]) > 0
+    np.testing.assert_allclose(costs[0], logits[0].max() - logits[0], rtol=1e-6)
+    assert costs[1].max() == costs[1][2] < 1e3
+    np.testing.assert_array_equal(choice(costs), logits.argmax(-1))
+    here = np.array([False, True, False, True])
+    np.testing.assert_allclose(teacher.label(env, here)[here], costs[here], rtol=1e-5)
+
+
+def test_a_file_that_is_no_policy_cannot_teach(tmp_path) -> None:
+    with pytest.raises(FairleadError, match="no policy file"):
+        make_teacher("lookahead", elsewhere={"chat-equal": str(tmp_path / "none.onnx")})

@@ -1,6 +1,5 @@
 """Microseconds from a view to a choice, for one request at a time, by a policy in its exported form."""
 
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,8 @@ import numpy as np
 
 from fairlead import rng
 from fairlead.bench import Progress
-from fairlead.errors import FairleadError
 from fairlead.policy.artefact import OnnxRouter
-from fairlead.policy.export import export_onnx
+from fairlead.policy.packaged import GENERALIST, policy_path
 from fairlead.view.schema import NUM_REPLICA_COLUMNS, NUM_REQUEST_COLUMNS, View
 
 REPLICAS = (4, 16, 64)
@@ -20,37 +18,20 @@ LEAST_DECISIONS = 200
 """A 99th percentile of fewer would be noise."""
 
 
-def measure(seconds: float, progress: Progress, policy: Path | None = None) -> dict[str, Any]:
+def measure(seconds: float, progress: Progress, policy: str | Path = GENERALIST) -> dict[str, Any]:
     """Time `OnnxRouter.route` on one view at a time: features, inference on one thread, argmax.
-
-    The time depends on the size of the network, not on its weights: without a `policy` file an
-    untrained network of the default size is timed, which needs the `train` extra.
 
     Returns:
         `p50_us` and `p99_us`, each by number of replicas (as text, for JSON).
     """
     p50, p99 = {}, {}
-    with tempfile.TemporaryDirectory() as folder:
-        router = OnnxRouter(policy if policy is not None else _untrained(Path(folder)))
-        for done, replicas in enumerate(REPLICAS):
-            progress("decision", done, len(REPLICAS))
-            times = _times_us(router, replicas, seconds / len(REPLICAS))
-            p50[str(replicas)], p99[str(replicas)] = (float(x) for x in np.percentile(times, (50, 99)))
-        progress("decision", len(REPLICAS), len(REPLICAS))
+    router = OnnxRouter(policy_path(policy))
+    for done, replicas in enumerate(REPLICAS):
+        progress("decision", done, len(REPLICAS))
+        times = _times_us(router, replicas, seconds / len(REPLICAS))
+        p50[str(replicas)], p99[str(replicas)] = (float(x) for x in np.percentile(times, (50, 99)))
+    progress("decision", len(REPLICAS), len(REPLICAS))
     return {"p50_us": p50, "p99_us": p99}
-
-
-def _untrained(folder: Path) -> Path:
-    try:
-        from fairlead.policy.network import RouterNetwork
-    except ImportError as error:
-        raise FairleadError(
-            "timing an untrained network needs torch: name a policy with --policy FILE.onnx, "
-            "or pip install 'fairlead[train]'"
-        ) from error
-    path = folder / "untrained.onnx"
-    export_onnx(RouterNetwork(), path, config={}, training={})
-    return path
 
 
 def _times_us(router: OnnxRouter, replicas: int, seconds: float) -> list[float]:

@@ -39,7 +39,7 @@ def command(
         Path | None,
         typer.Option(
             metavar="FILE.onnx",
-            help="For `decision`: the policy to time. Default: an untrained one of the default size.",
+            help="For `decision`: the policy to time. Default: fairlead/generalist.",
             show_default=False,
         ),
     ] = None,

@@ -46,9 +46,8 @@ def summary_lines(summary: Summary) -> list[str]:
     if s.specialists:
         share = "nothing to keep" if s.share_kept is None else f"{100 * s.share_kept:.0f} % of the gain"
         lines.append(
-            f"- **Specialists**, trained for one scenario alone, in {s.specialists} of them: the policy "
-            "keeps "
-            f"{share} over the best heuristic, on what the dial weighs."
+            f"- **Specialists**, trained for the scenario or its kind alone, in {s.specialists} of them: the "
+            f"policy keeps {share} over the best heuristic, on what the dial weighs."
         )
     if s.large:
         lines.append(

@@ -8,8 +8,12 @@ import numpy.typing as npt
 
 from fairlead import rng
 from fairlead.errors import FairleadError
+from fairlead.policy.artefact import OnnxRouter
 from fairlead.policy.heuristics import HEURISTICS, Heuristic
+from fairlead.policy.packaged import is_packaged, policy_path
 from fairlead.train.counterfactual import Counterfactual
+from fairlead.view.features import features_batch
+from fairlead.view.schema import AVAILABLE, View
 
 UNTEACHABLE = ("random", "round_robin", "p2c")
 """Their choices do not follow from what a router sees."""
@@ -89,6 +93,34 @@ def heuristic(name: str) -> Teacher:
         return router.route(env.clusters.view)
 
     return Teacher(name, label, reset, everywhere)
+
+
+def policy(name: str) -> Teacher:
+    """A trained policy as a teacher: costs are how far each choice's logit is below the highest.
+
+    What it has learnt from noisy prices it hands on without their noise, and in a moment (policy
+    distillation, Rusu et al. 2016, arXiv:1511.06295). It decides at the dial of each cluster.
+
+    Raises:
+        FairleadError: for a file that is no policy of this schema, and for one with a memory.
+    """
+    router = OnnxRouter(policy_path(name), name=name)
+    if router.has_memory:
+        raise FairleadError(f"{name} cannot be imitated: it has a memory, which belongs to its own runs")
+
+    def label(env: Any, here: Mask | None = None) -> Labels:
+        its = everywhere(env) if here is None else here
+        view = env.clusters.view
+        logits = router.logits(features_batch(View(view.replicas[its], view.request[its]), env.favor[its]))
+        open_ = view.replicas[its][..., AVAILABLE] != 0.0
+        below = logits.max(-1, keepdims=True) - logits
+        # What cannot be chosen costs as much as the worst that can: it must not decide what costs mean.
+        worst = np.where(open_, below, 0.0).max(-1, keepdims=True)
+        costs: Labels = np.zeros((env.num_envs, env.clusters.R))
+        costs[its] = np.where(open_, below, worst)
+        return costs
+
+    return Teacher(name, label)
 
 
 def everywhere(env: Any) -> Mask:
@@ -180,12 +212,13 @@ def make_teacher(
 ) -> Teacher:
     """The teacher called `who`: lookahead, a heuristic whose choices follow from the view, or a mixture.
 
-    Or `counterfactual`, whose runs go on for so many `decisions`. `elsewhere` names other teachers by
+    Or a policy, `fairlead/generalist` or a file, or `counterfactual`, whose runs go on for so many
+    `decisions`. `elsewhere` names other teachers by
     scenario; `lookahead:privileged` is one of them.
 
     Raises:
-        FairleadError: for an unknown router, one that cannot be imitated, and for privilege that a teacher
-            cannot use.
+        FairleadError: for an unknown router or file, one that cannot be imitated, and for privilege that a
+            teacher cannot use.
     """
     if elsewhere:
         known = {name: _single(name, False, decisions) for name in elsewhere.values()}
@@ -206,6 +239,8 @@ def _single(name: str, privileged: bool, decisions: int) -> Teacher:
         raise FairleadError(f"{name} cannot be privileged: only lookahead can")
     if name == COUNTERFACTUAL:
         return counterfactual(decisions)
+    if is_packaged(name) or name.endswith(".onnx"):
+        return policy(name)
     if name in UNTEACHABLE:
         raise FairleadError(
             f"{name} cannot be imitated: its choices do not follow from what a router sees; "
@@ -213,7 +248,9 @@ def _single(name: str, privileged: bool, decisions: int) -> Teacher:
         )
     if name not in HEURISTICS:
         known = [each for each in ("lookahead", COUNTERFACTUAL, *HEURISTICS) if each not in UNTEACHABLE]
-        raise FairleadError(f"unknown router {name!r}: known teachers are {', '.join(known)}")
+        raise FairleadError(
+            f"unknown router {name!r}: known teachers are {', '.join(known)}, and policy files (.onnx)"
+        )
     return heuristic(name)
 
 
