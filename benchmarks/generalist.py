@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import numba
+
 from fairlead import FairleadError, __version__
 from fairlead.cli.options import read_settings, scenario_list
 from fairlead.policy.artefact import OnnxRouter
@@ -171,8 +173,9 @@ def run_stage(stage: list[Training], options: argparse.Namespace) -> dict[str, T
     if len(stage) == 1 or options.jobs == 1:
         found = [work(training) for training in stage]
     else:
-        os.environ["NUMBA_NUM_THREADS"] = "1"  # read by the new processes
-        with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(
+            options.jobs, get_context("spawn"), initializer=numba.set_num_threads, initargs=(1,)
+        ) as pool:
             found = list(pool.map(work, stage))
     return {training.name: result for training, result in zip(stage, found, strict=True)}
 
