@@ -213,8 +213,7 @@ def make_teacher(
     """The teacher called `who`: lookahead, a heuristic whose choices follow from the view, or a mixture.
 
     Or a policy, `fairlead/generalist` or a file, or `counterfactual`, whose runs go on for so many
-    `decisions`. `elsewhere` names other teachers by
-    scenario; `lookahead:privileged` is one of them.
+    `decisions`. `elsewhere` names other teachers by scenario; `lookahead:privileged` is one of them.
 
     Raises:
         FairleadError: for an unknown router or file, one that cannot be imitated, and for privilege that a
