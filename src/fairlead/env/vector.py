@@ -352,8 +352,17 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
         out = np.empty((self.num_envs, self.clusters.R))
         knows = EVERYTHING if privileged else NOTHING
         forecast.added_costs_all(self.clusters.state, self._scratch, judged_by, knows, out)
-        away = np.isinf(out)
-        if away.any():
-            worst = np.where(away, -np.inf, out).max(1, keepdims=True) + 1.0
-            out = np.where(away, worst, out)
-        return out
+        return dear_where_away(out)
+
+
+def dear_where_away(costs: Floats) -> Floats:
+    """Costs (K, R), infinite for replicas that are away, with a little above the worst of the others instead.
+
+    So they are never chosen, and do not decide what a mean cost is.
+    """
+    away = np.isinf(costs)
+    if not away.any():
+        return costs
+    worst = np.where(away, -np.inf, costs).max(1, keepdims=True) + 1.0
+    dear: Floats = np.where(away, worst, costs)
+    return dear

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from fairlead import rng
 from fairlead.compiled import njit, prange, signed
+from fairlead.env.vector import dear_where_away
 from fairlead.policy.export import architecture
 from fairlead.policy.forward import Actor, best_of, pack
 from fairlead.policy.heuristics import HEURISTICS, choose
@@ -258,11 +259,7 @@ class Counterfactual:
             twin.codes = np.array(codes)[costs.argmin(1)]
         out = np.zeros((clusters, replicas))
         _price_all(*common, twin.codes, *weights, self.decisions, out)
-        away = np.isinf(out)
-        if away.any():
-            worst = np.where(away, -np.inf, out).max(1, keepdims=True) + 1.0
-            out = np.where(away, worst, out)
-        return out
+        return dear_where_away(out)
 
 
 _NOBODY = Actor(np.zeros(1, np.float32), np.zeros(1, np.float32), 0, 0, 0, False, 0, 0, 1, -1)

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fairlead import rng
+from fairlead.env.vector import dear_where_away
 from fairlead.errors import FairleadError
 from fairlead.policy.artefact import OnnxRouter
 from fairlead.policy.heuristics import HEURISTICS, Heuristic
@@ -112,12 +113,9 @@ def policy(name: str) -> Teacher:
         its = everywhere(env) if here is None else here
         view = env.clusters.view
         logits = router.logits(features_batch(View(view.replicas[its], view.request[its]), env.favor[its]))
-        open_ = view.replicas[its][..., AVAILABLE] != 0.0
-        below = logits.max(-1, keepdims=True) - logits
-        # What cannot be chosen costs as much as the worst that can: it must not decide what costs mean.
-        worst = np.where(open_, below, 0.0).max(-1, keepdims=True)
+        away = view.replicas[its][..., AVAILABLE] == 0.0
         costs: Labels = np.zeros((env.num_envs, env.clusters.R))
-        costs[its] = np.where(open_, below, worst)
+        costs[its] = dear_where_away(np.where(away, np.inf, logits.max(-1, keepdims=True) - logits))
         return costs
 
     return Teacher(name, label)
