@@ -99,7 +99,7 @@ class Dependence(NamedTuple):
     @property
     def depends_on_state(self) -> bool:
         """Whether any feature but the dial moves more than one decision in a hundred."""
-        return any(each.value > 0.01 for each in self.permutation if each.name != "favor_ttft")
+        return any(each.value > 0.01 for each in self.permutation if each.name != "favor")
 
 
 def block_of(feature: str) -> str:

@@ -136,6 +136,8 @@ class ValidationConfig(Section):
     """Fractions of capacity; by default those of each scenario."""
     favors: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     """Points on the dial; those outside the trained range are left out."""
+    seeds: Count = 3
+    """Held-out runs at each of them: one scenario by itself needs more than a suite, where chance averages out."""
 
 
 class StabilityConfig(Section):

@@ -124,40 +124,6 @@ def _cost(twin: State, c: int, requests: int, since: float, weights: Floats) -> 
 
 
 @njit(parallel=True)
-def _price_all(
-    state: State,
-    twin: State,
-    source: Copies,
-    to: Copies,
-    rows: npt.NDArray[np.int64],
-    here: npt.NDArray[np.bool_],
-    codes: npt.NDArray[np.int64],
-    words: npt.NDArray[np.uint64],
-    weights: Floats,
-    favor: Floats,
-    actor: Actor,
-    decisions: int,
-    out: Floats,
-) -> None:
-    """Write to `out` (K, R) the price of each choice in the clusters that are `here`; of a dead one inf."""
-    count = out.shape[1]
-    for index in prange(out.shape[0]):
-        c = signed(index)
-        cluster = state.clusters[c]
-        if not here[c] or cluster.at_hand == NONE:
-            continue
-        until = min(cluster.next_request + 1 + decisions, state.requests.shape[1])
-        for r in range(count):
-            if not state.replicas[c * count + r].available:
-                out[c, r] = np.inf
-                continue
-            _copy(source, to, rows, c, state.replicas[c * count].caching)
-            route_one(twin, c, count, r)
-            _go_on(twin, c, count, decisions, codes[c], words[c], actor, favor[c])
-            out[c, r] = _cost(twin, c, until, cluster.now, weights[c])
-
-
-@njit(parallel=True)
 def _try_all(
     state: State,
     twin: State,
@@ -165,6 +131,7 @@ def _try_all(
     to: Copies,
     rows: npt.NDArray[np.int64],
     here: npt.NDArray[np.bool_],
+    choices: npt.NDArray[np.int64],
     codes: npt.NDArray[np.int64],
     words: npt.NDArray[np.uint64],
     weights: Floats,
@@ -173,18 +140,29 @@ def _try_all(
     decisions: int,
     out: Floats,
 ) -> None:
-    """Write to `out` (K, bases) what each base policy, by its code, costs from now on."""
+    """Write to `out` (K, n) what n ways to go on cost in the clusters that are `here`, from now on.
+
+    In way j the request at hand goes to replica `choices[j]`, or where the base policy wants it (NONE), and
+    the base policy `codes[c, j]` routes the next `decisions`. A dead replica costs inf.
+    """
     count = len(state.replicas) // len(state.clusters)
     for index in prange(out.shape[0]):
         c = signed(index)
         cluster = state.clusters[c]
         if not here[c] or cluster.at_hand == NONE:
             continue
-        until = min(cluster.next_request + decisions, state.requests.shape[1])
-        for b in range(len(codes)):
+        for j in range(out.shape[1]):
+            choice = choices[j]
+            if choice != NONE and not state.replicas[c * count + choice].available:
+                out[c, j] = np.inf
+                continue
             _copy(source, to, rows, c, state.replicas[c * count].caching)
-            _go_on(twin, c, count, decisions, codes[b], words[c], actor, favor[c])
-            out[c, b] = _cost(twin, c, until, cluster.now, weights[c])
+            until = cluster.next_request + decisions
+            if choice != NONE:
+                route_one(twin, c, count, choice)
+                until += 1
+            _go_on(twin, c, count, decisions, codes[c, j], words[c], actor, favor[c])
+            out[c, j] = _cost(twin, c, min(until, state.requests.shape[1]), cluster.now, weights[c])
 
 
 def _bytes(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
@@ -252,13 +230,15 @@ class Counterfactual:
         weights = (words.astype(np.uint64), env.weights, env.favor, _NOBODY if actor is None else actor)
         if twin.episode != env.episode:
             twin.episode = env.episode
-            codes = [HEURISTICS[name] for name in BASES] + [STUDENT] * (actor is not None)
+            codes = np.array([HEURISTICS[name] for name in BASES] + [STUDENT] * (actor is not None))
             costs = np.zeros((clusters, len(codes)))
-            _try_all(*common, np.array(codes), *weights, TRIAL, costs)
+            wherever = np.full(len(codes), NONE)
+            _try_all(*common, wherever, np.tile(codes, (clusters, 1)), *weights, TRIAL, costs)
             costs[:, len(BASES) :] /= CLEARLY
-            twin.codes = np.array(codes)[costs.argmin(1)]
+            twin.codes = codes[costs.argmin(1)]
         out = np.zeros((clusters, replicas))
-        _price_all(*common, twin.codes, *weights, self.decisions, out)
+        bases = np.repeat(twin.codes[:, None], replicas, 1)
+        _try_all(*common, np.arange(replicas), bases, *weights, self.decisions, out)
         return dear_where_away(out)
 
 

@@ -157,7 +157,12 @@ class Validations:
     """The same for scenarios of several sizes: means over all settings."""
 
     def __init__(
-        self, scenarios: Sequence[Scenario], loads: Sequence[float] | None, favors: Sequence[float]
+        self,
+        scenarios: Sequence[Scenario],
+        loads: Sequence[float] | None,
+        favors: Sequence[float],
+        *,
+        seeds: int = 3,
     ) -> None:
         """Prepare a `Validation` for each number of replicas, with requests in proportion."""
         sizes = sorted({scenario.num_replicas for scenario in scenarios})
@@ -166,6 +171,7 @@ class Validations:
                 [s for s in scenarios if s.num_replicas == size],
                 loads,
                 favors,
+                seeds=seeds,
                 requests=REQUESTS * max(1, size // REPLICAS_PER_RUN),
             )
             for size in sizes

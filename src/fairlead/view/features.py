@@ -80,7 +80,7 @@ FEATURES: tuple[str, ...] = (
     "ttft_tail",
     "tail_cost",
     "cost_above_least",
-    "favor_ttft",
+    "favor",
     "in_flight_above_holders",
     "kv_demand",
     "kv_demand_above_least",

@@ -14,7 +14,7 @@ from fairlead.errors import FairleadError
 LEAST_TTFT_WEIGHT = 0.5
 """Weight of TTFT at favor 0, relative to a weight of 1 for E2E."""
 MOST_TTFT_WEIGHT = 20.0
-MOST_TAIL_WEIGHT = 240.0
+MOST_TAIL_WEIGHT = 720.0
 """Weights at favor 1."""
 DEFAULT_FAVOR = 0.75
 """Where a p99 TTFT like the best heuristic's costs hardly any end-to-end latency (docs/results.md)."""
@@ -49,13 +49,13 @@ def check_favor(favor: float) -> float:
 def dial(favor: float) -> tuple[float, float, float]:
     """`weights_of`, for compiled code."""
     ttft = LEAST_TTFT_WEIGHT + (MOST_TTFT_WEIGHT - LEAST_TTFT_WEIGHT) * favor**4
-    return ttft, 1.0, MOST_TAIL_WEIGHT * favor**2
+    return ttft, 1.0, MOST_TAIL_WEIGHT * favor**4
 
 
 def weights_of(favor: float) -> Weights:
     """The weights at this point of the dial.
 
-    The tail's weight is 0 at favor 0, 60 at 0.5 and 240 at 1; that of TTFT stays small up to the middle.
+    The tail's weight is 0 at favor 0, 45 at 0.5 and 720 at 1; that of TTFT stays small up to the middle.
 
     Raises:
         FairleadError: if `favor` is not in [0, 1].
