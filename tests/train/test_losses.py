@@ -86,6 +86,17 @@ def test_soft_labels_move_a_policy_that_is_sure_of_the_wrong_choice():
     assert gradients[1] > 0.5
 
 
+def test_soft_labels_of_single_prices_forget_a_rare_long_wait_and_the_expected_regret_does_not():
+    """The first choice is best nine times of ten and 2 dearer on average: why fine-tuning by noisy prices has none."""
+    regrets = torch.tensor([[0.0, 1.0]] * 9 + [[29.0, 0.0]])
+    chosen = []
+    for loss in (losses.expected_regret, lambda a, b: losses.soft_labels(a, b, 0.3)):
+        logits = torch.zeros(1, 2, requires_grad=True)
+        (gradient,) = torch.autograd.grad(loss(torch.log_softmax(logits, -1).expand(10, 2), regrets), logits)
+        chosen.append((-gradient).argmax().item())
+    assert chosen == [1, 0]
+
+
 def test_soft_labels_ask_for_nothing_where_an_action_is_masked_or_no_choice_is_better():
     logits = torch.tensor([[0.3, MASKED, 0.5], [0.3, -0.2, 0.5]], requires_grad=True)
     loss = losses.soft_labels(torch.log_softmax(logits, -1), torch.tensor([[0.1, 0.0, 0.2], [0.0] * 3]), 0.3)

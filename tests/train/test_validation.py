@@ -66,6 +66,15 @@ def test_larger_clusters_are_validated_on_as_many_more_requests() -> None:
     scenarios = [with_replicas(load_scenario("chat-equal"), count) for count in (2, 4, 8)]
     parts = Validations(scenarios, (0.5,), (0.5,)).parts
     assert [part.requests for part in parts] == [800, 800, 1600]
+    parts = Validations(scenarios, (0.5,), (0.5,), seeds=1, requests=200).parts
+    assert [part.requests for part in parts] == [200, 200, 400]
+
+
+def test_more_seeds_are_more_runs() -> None:
+    scenario = load_scenario("chat-equal")
+    few, many = (Validation([scenario], (0.5,), (0.5,), seeds=n, requests=100) for n in (1, 3))
+    assert few.heuristics.keys() == many.heuristics.keys()
+    assert few.best_heuristic != many.best_heuristic
 
 
 def test_a_heuristic_costs_what_a_run_of_it_costs_at_each_point_of_the_dial() -> None:

@@ -89,7 +89,8 @@ class ImitationConfig(Section):
     soft_labels: Annotated[float, Field(ge=0)] = 0.3
     """With the loss `regret`: weight of the cross-entropy to soft labels, softmax(-regret / temperature),
     beside the expected regret. That has no gradient left where the student is sure of a wrong choice; soft
-    labels alone are off where a view's prices vary, as a softmax of one price is not that of the mean."""
+    labels are off where a view's prices vary, as a softmax of one price is not that of the mean: for a policy
+    that is good already and a teacher `counterfactual`, 0 is better."""
     soft_temperature: Positive = 0.3
     """Of the soft labels, as a share of the mean regret."""
     learning_rate: PositiveSchedule = Exponential(start=2e-3, end=3e-4)
@@ -138,6 +139,8 @@ class ValidationConfig(Section):
     """Points on the dial; those outside the trained range are left out."""
     seeds: Count = 3
     """Held-out runs at each of them: one scenario by itself needs more than a suite, where chance averages out."""
+    requests: Annotated[int, Field(ge=100)] = 800
+    """In each of these runs on up to 4 replicas. Where prefixes are cached, short runs judge cold caches."""
 
 
 class StabilityConfig(Section):

@@ -81,7 +81,11 @@ def train(
     _check_curriculum(config, by_size)
     teacher = _teacher(config, scenarios)
     validation = Validations(
-        scenarios, config.validation.loads, config.validation_favors, seeds=config.validation.seeds
+        scenarios,
+        config.validation.loads,
+        config.validation_favors,
+        seeds=config.validation.seeds,
+        requests=config.validation.requests,
     )
     judge = Judge(validation, say)
 

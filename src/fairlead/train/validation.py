@@ -28,10 +28,6 @@ from fairlead.workload.scenario import Scenario, generate
 
 Floats = npt.NDArray[np.float64]
 
-REQUESTS = 800
-"""In each run on up to `REPLICAS_PER_RUN` replicas."""
-
-
 def objective(ttft: Floats, e2e: Floats, weights: Floats) -> Floats:
     """What runs cost per request, (K,): TTFTs and E2Es are (K, N) in s, weights (K, 3).
 
@@ -85,7 +81,7 @@ class Validation:
         favors: Sequence[float],
         *,
         seeds: int = 3,
-        requests: int = REQUESTS,
+        requests: int = 800,
         seed: int = 0,
     ) -> None:
         """Prepare `seeds` runs of `requests` requests for each scenario and load (None: its own loads).
@@ -163,8 +159,9 @@ class Validations:
         favors: Sequence[float],
         *,
         seeds: int = 3,
+        requests: int = 800,
     ) -> None:
-        """Prepare a `Validation` for each number of replicas, with requests in proportion."""
+        """Prepare a `Validation` for each number of replicas; above `REPLICAS_PER_RUN`, requests in proportion."""
         sizes = sorted({scenario.num_replicas for scenario in scenarios})
         self.parts = [
             Validation(
@@ -172,7 +169,7 @@ class Validations:
                 loads,
                 favors,
                 seeds=seeds,
-                requests=REQUESTS * max(1, size // REPLICAS_PER_RUN),
+                requests=requests * max(1, size // REPLICAS_PER_RUN),
             )
             for size in sizes
         ]
