@@ -87,7 +87,7 @@ def facts(options: argparse.Namespace, plan: Plan) -> list[str]:
     }
     given = "".join(f" {name} {value}" for name, (value, default) in asked.items() if value != default)
     given += " --no-lookahead" if options.no_lookahead else ""
-    given += f" --specialists {options.specialists}" if options.specialists else ""
+    given += f" --specialists {' '.join(map(str, options.specialists))}" if options.specialists else ""
     return [
         f"Made by `python benchmarks/routing_quality.py{given} --page {options.page}`; every number on this "
         "page comes from that run.",
@@ -123,7 +123,9 @@ def arguments() -> argparse.Namespace:
         "--first-seed", type=int, default=FIRST_SEED, help="of the evaluation: others to choose by, say"
     )
     parser.add_argument("--no-lookahead", action="store_true", help="leave the slow reference out")
-    parser.add_argument("--specialists", type=Path, metavar="DIR", help="with SCENARIO.onnx files")
+    parser.add_argument(
+        "--specialists", type=Path, nargs="+", default=[], metavar="DIR", help="with SCENARIO.onnx files"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="scenarios at a time")
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
     parser.add_argument("--page", type=Path, help="write the results page here, with frontiers/ beside it")
@@ -143,7 +145,7 @@ def main() -> None:
             requests=options.requests,
             lookahead=not options.no_lookahead,
             loads=None if loads is None else tuple(loads),
-            specialists=options.specialists,
+            specialists=tuple(options.specialists),
         )
     )
     found = contests(plan, scenario_list([options.scenarios]), options.out, options.jobs)

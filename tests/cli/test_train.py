@@ -120,6 +120,7 @@ def test_a_trained_policy_is_fine_tuned_and_settings_come_from_toml(fairlead, tm
     assert third.code == 0, third.err
     config = json.loads((tmp_path / "taught" / "config.json").read_text(encoding="utf-8"))
     assert config["teacher"] == "counterfactual" and config["imitation"]["rounds"] > 0
+    assert config["imitation"]["soft_labels"] == 0.0
 
     larger = ("--set", "network.hidden=32", "--out", str(tmp_path / "third"))
     refused = fairlead("train", *settings, "--start-from", "fairlead/generalist", *larger)

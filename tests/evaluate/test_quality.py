@@ -65,10 +65,12 @@ def test_specialists_are_found_by_the_scenarios_name(tmp_path):
     folder.mkdir()
     policy(folder / f"{SMALL.name}.onnx", seed=4)
     ran: list[str] = []
-    found = measure(plan(tmp_path, specialists=folder), SMALL, tmp_path / "kept", ran.append)
+    (tmp_path / "newer").mkdir()
+    both = plan(tmp_path, specialists=(tmp_path / "newer", folder))
+    found = measure(both, SMALL, tmp_path / "kept", ran.append)
     assert set(found.specialist) == {0.0, 0.75} and f"{SMALL.name}@0.75" in ran
     with pytest.raises(FairleadError, match="no such folder"):
-        plan(tmp_path, specialists=tmp_path / "none")
+        plan(tmp_path, specialists=(tmp_path / "none",))
 
 
 def test_larger_clusters_serve_more_requests(tmp_path):

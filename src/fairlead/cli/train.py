@@ -167,6 +167,11 @@ def command(
     settings = read_settings(config, [*(assignments or []), *short])
     if start_from is not None and "network" not in settings:
         settings["network"] = _network_of(policy_path(start_from))
+    if start_from is not None and settings.get("teacher") == "counterfactual":
+        # Noisy prices and a policy that is good already: see `imitation.soft_labels`.
+        imitation = settings.setdefault("imitation", {})
+        if isinstance(imitation, dict):
+            imitation.setdefault("soft_labels", 0.0)
     if resume and (scenario or settings or from_scratch or rate is not None):
         raise FairleadError(f"--resume goes on with the scenarios and settings in {out}: leave out the rest")
     if not resume and not scenario:

@@ -47,8 +47,8 @@ class Plan:
     lookahead: bool = True
     loads: tuple[float, ...] | None = None
     """Instead of each scenario's own."""
-    specialists: Path | None = None
-    """A folder with a policy SCENARIO.onnx for some of the scenarios."""
+    specialists: tuple[Path, ...] = ()
+    """Folders with a policy SCENARIO.onnx for some of the scenarios; the first that has one gives it."""
 
     def requests_in(self, scenario: Scenario) -> int:
         """Requests of a run in this scenario."""
@@ -56,10 +56,8 @@ class Plan:
 
     def specialist_of(self, scenario: Scenario) -> Path | None:
         """The policy that was trained for this scenario alone, if there is one."""
-        if self.specialists is None:
-            return None
-        path = self.specialists / f"{scenario.name}.onnx"
-        return path if path.is_file() else None
+        paths = [folder / f"{scenario.name}.onnx" for folder in self.specialists]
+        return next((path for path in paths if path.is_file()), None)
 
 
 def check(plan: Plan) -> Plan:
@@ -70,8 +68,9 @@ def check(plan: Plan) -> Plan:
     """
     if len(plan.seeds) < 2:
         raise FairleadError("intervals need at least 2 evaluation seeds: --seeds 2 or more")
-    if plan.specialists is not None and not plan.specialists.is_dir():
-        raise FairleadError(f"--specialists {plan.specialists}: there is no such folder")
+    for folder in plan.specialists:
+        if not folder.is_dir():
+            raise FairleadError(f"--specialists {folder}: there is no such folder")
     dials = tuple(sorted({*plan.dials, DEFAULT_FAVOR}))
     for policy in plan.policies:
         for dial in dials:
