@@ -45,7 +45,7 @@ BLOCKS: dict[str, tuple[str, ...]] = {
     "declared speed": ("decode_iteration", "speed"),
     "estimated cost": ("tail_cost", "cost_above_least"),
     "the request itself": ("prompt_", "expected_output"),
-    "the dial": ("favor_",),
+    "the dial": ("favor",),
 }
 """Names of features, or how they begin; what fits none of them is `other`."""
 
