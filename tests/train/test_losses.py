@@ -87,7 +87,7 @@ def test_soft_labels_move_a_policy_that_is_sure_of_the_wrong_choice():
 
 
 def test_soft_labels_of_single_prices_forget_a_rare_long_wait_and_the_expected_regret_does_not():
-    """The first choice is best nine times of ten and 2 dearer on average: why fine-tuning by noisy prices has none."""
+    """The first choice is best nine times of ten and 2 dearer on average."""
     regrets = torch.tensor([[0.0, 1.0]] * 9 + [[29.0, 0.0]])
     chosen = []
     for loss in (losses.expected_regret, lambda a, b: losses.soft_labels(a, b, 0.3)):

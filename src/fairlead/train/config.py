@@ -138,7 +138,7 @@ class ValidationConfig(Section):
     favors: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     """Points on the dial; those outside the trained range are left out."""
     seeds: Count = 3
-    """Held-out runs at each of them: one scenario by itself needs more than a suite, where chance averages out."""
+    """Held-out runs at each of them. One scenario by itself needs more: in a suite chance averages out."""
     requests: Annotated[int, Field(ge=100)] = 800
     """In each of these runs on up to 4 replicas. Where prefixes are cached, short runs judge cold caches."""
 

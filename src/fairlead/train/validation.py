@@ -28,6 +28,7 @@ from fairlead.workload.scenario import Scenario, generate
 
 Floats = npt.NDArray[np.float64]
 
+
 def objective(ttft: Floats, e2e: Floats, weights: Floats) -> Floats:
     """What runs cost per request, (K,): TTFTs and E2Es are (K, N) in s, weights (K, 3).
 
@@ -161,7 +162,7 @@ class Validations:
         seeds: int = 3,
         requests: int = 800,
     ) -> None:
-        """Prepare a `Validation` for each number of replicas; above `REPLICAS_PER_RUN`, requests in proportion."""
+        """Prepare a `Validation` for each number of replicas, larger ones with requests in proportion."""
         sizes = sorted({scenario.num_replicas for scenario in scenarios})
         self.parts = [
             Validation(
