@@ -69,6 +69,8 @@ def test_specialists_are_found_by_the_scenarios_name(tmp_path):
     both = plan(tmp_path, specialists=(tmp_path / "newer", folder))
     found = measure(both, SMALL, tmp_path / "kept", ran.append)
     assert set(found.specialist) == {0.0, 0.75} and f"{SMALL.name}@0.75" in ran
+    policy(tmp_path / "newer" / f"{SMALL.name}.onnx", seed=5)
+    assert both.specialist_of(SMALL) == tmp_path / "newer" / f"{SMALL.name}.onnx"
     with pytest.raises(FairleadError, match="no such folder"):
         plan(tmp_path, specialists=(tmp_path / "none",))
 

@@ -10,6 +10,7 @@ from fairlead.policy.packaged import policy_path
 from fairlead.simulator.capacity import capacity_rps
 from fairlead.simulator.cluster import Clusters
 from fairlead.simulator.fleet import build_fleet
+from fairlead.train.config import ValidationConfig
 from fairlead.train.validation import Validation, Validations, objective
 from fairlead.view.preference import weights_of
 from fairlead.view.tail import TAIL_SHARE
@@ -64,10 +65,10 @@ def test_each_scenario_is_validated_at_its_own_loads_unless_others_are_given() -
 def test_larger_clusters_are_validated_on_as_many_more_requests() -> None:
     """They take longer to fill."""
     scenarios = [with_replicas(load_scenario("chat-equal"), count) for count in (2, 4, 8)]
-    parts = Validations(scenarios, (0.5,), (0.5,)).parts
-    assert [part.requests for part in parts] == [800, 800, 1600]
-    parts = Validations(scenarios, (0.5,), (0.5,), seeds=1, requests=200).parts
-    assert [part.requests for part in parts] == [200, 200, 400]
+    for requests in (ValidationConfig().requests, 200):
+        settings = ValidationConfig(loads=(0.5,), requests=requests)
+        parts = Validations(scenarios, settings, (0.5,)).parts
+        assert [part.requests for part in parts] == [requests, requests, 2 * requests]
 
 
 def test_more_seeds_are_more_runs() -> None:

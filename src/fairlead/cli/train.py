@@ -167,7 +167,7 @@ def command(
     settings = read_settings(config, [*(assignments or []), *short])
     if start_from is not None and "network" not in settings:
         settings["network"] = _network_of(policy_path(start_from))
-    if start_from is not None and settings.get("teacher") == "counterfactual":
+    if settings.get("start_from") is not None and settings.get("teacher") == "counterfactual":
         # Noisy prices and a policy that is good already: see `imitation.soft_labels`.
         imitation = settings.setdefault("imitation", {})
         if isinstance(imitation, dict):

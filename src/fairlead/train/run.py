@@ -80,13 +80,7 @@ def train(
         by_size.setdefault(scenario.num_replicas, []).append(scenario)
     _check_curriculum(config, by_size)
     teacher = _teacher(config, scenarios)
-    validation = Validations(
-        scenarios,
-        config.validation.loads,
-        config.validation_favors,
-        seeds=config.validation.seeds,
-        requests=config.validation.requests,
-    )
+    validation = Validations(scenarios, config.validation, config.validation_favors)
     judge = Judge(validation, say)
 
     # What is learnt from a cluster that still fills up does not hold for one in full swing: a round of

@@ -21,6 +21,7 @@ from fairlead.simulator.capacity import capacity_rps
 from fairlead.simulator.cluster import Clusters
 from fairlead.simulator.fleet import build_fleet
 from fairlead.simulator.metrics import worst_mean_s
+from fairlead.train.config import ValidationConfig
 from fairlead.view.features import features_batch
 from fairlead.view.preference import weights_of
 from fairlead.view.tail import TAIL_SHARE
@@ -81,8 +82,8 @@ class Validation:
         loads: Sequence[float] | None,
         favors: Sequence[float],
         *,
-        seeds: int = 3,
-        requests: int = 800,
+        seeds: int,
+        requests: int,
         seed: int = 0,
     ) -> None:
         """Prepare `seeds` runs of `requests` requests for each scenario and load (None: its own loads).
@@ -154,23 +155,20 @@ class Validations:
     """The same for scenarios of several sizes: means over all settings."""
 
     def __init__(
-        self,
-        scenarios: Sequence[Scenario],
-        loads: Sequence[float] | None,
-        favors: Sequence[float],
-        *,
-        seeds: int = 3,
-        requests: int = 800,
+        self, scenarios: Sequence[Scenario], settings: ValidationConfig, favors: Sequence[float]
     ) -> None:
-        """Prepare a `Validation` for each number of replicas, larger ones with requests in proportion."""
+        """Prepare a `Validation` for each number of replicas, larger ones with requests in proportion.
+
+        `favors` are the points of `settings` that are trained.
+        """
         sizes = sorted({scenario.num_replicas for scenario in scenarios})
         self.parts = [
             Validation(
                 [s for s in scenarios if s.num_replicas == size],
-                loads,
+                settings.loads,
                 favors,
-                seeds=seeds,
-                requests=requests * max(1, size // REPLICAS_PER_RUN),
+                seeds=settings.seeds,
+                requests=settings.requests * max(1, size // REPLICAS_PER_RUN),
             )
             for size in sizes
         ]
