@@ -3,12 +3,12 @@
     python benchmarks/generalist.py --out runs/generalist
 
 Scenarios and settings are those of src/fairlead/policies/generalist.yaml: its stages are trained one after
-the other, each from where the one before ended. A stage with `kinds` is several trainings, each on
-scenarios of one kind alone, which then teach these scenarios in the next stage; where `teacher`, `teachers`
-or `start_from` name a stage or a kind (`specialise/chat`), its policy is meant. The policy replaces
-generalist.onnx beside that file, and how the training went replaces generalist.json. `--set` changes a
-setting of all stages for a trial, `--scenarios` the scenarios; `--no-install` leaves the package alone. An
-interrupted run goes on with the same command.
+the other, each from where the one before ended, on the recipe's scenarios and those that the stage adds. A
+stage with `kinds` is several trainings, each on scenarios of one kind alone, which then teach these scenarios
+in the next stage; where `teacher`, `teachers` or `start_from` name a stage or a kind (`specialise/chat`), its
+policy is meant. The policy replaces generalist.onnx beside that file, and how the training went replaces
+generalist.json. `--set` changes a setting of all stages for a trial, `--scenarios` the scenarios;
+`--no-install` leaves the package alone. An interrupted run goes on with the same command.
 """
 
 import argparse
@@ -72,10 +72,11 @@ def settings(options: argparse.Namespace) -> list[list[Training]]:
     for stage, own in content["stages"].items():
         shared = {"start_from": before, **content.get("training", {}), **own}
         kinds = shared.pop("kinds", None)
+        more = shared.pop("scenarios", [])
         if kinds is None:
             if taught:
                 shared["teachers"] = {**taught, **shared.get("teachers", {})}
-            trainings = {stage: (shared, everything)}
+            trainings = {stage: (shared, [*everything, *more])}
             before, taught = stage, {}
         else:
             trainings = {f"{stage}/{kind}": _of_kind(shared, dict(its)) for kind, its in kinds.items()}

@@ -28,7 +28,7 @@ ManyScenarios = Annotated[
         "-s",
         metavar="NAME_OR_FILE,...",
         help="Scenarios: names, YAML files or `suite/standard`, separated by commas, or the option repeated. "
-        "`NAME:16` is one with 16 replicas.",
+        "`NAME:16` is one with 16 replicas, `NAME~3` one on hardware drawn at random.",
         show_default=False,
     ),
 ]

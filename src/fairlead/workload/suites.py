@@ -11,6 +11,7 @@ from pydantic import Field
 
 from fairlead.errors import FairleadError
 from fairlead.section import Section, did_you_mean
+from fairlead.workload.drawing import split_draw, with_drawn_hardware
 from fairlead.workload.scaling import split_count, with_replicas
 from fairlead.workload.scenario import SUITE_PREFIX, Scenario, load_scenario
 
@@ -46,14 +47,19 @@ def load_suite(name: str) -> Suite:
 def load_scenarios(name_or_file: str) -> list[Scenario]:
     """The scenarios that a text names: those of `suite/NAME`, or the one of `load_scenario`.
 
-    `:16` behind it multiplies the replicas of each to 16 (`with_replicas`).
+    `~3` behind it puts each on hardware number 3 of those drawn at random (`with_drawn_hardware`), `:16`
+    multiplies the replicas of each to 16 (`with_replicas`); `NAME:16~3` is both.
 
     Raises:
-        FairleadError: if there is no such suite, and as `load_scenario` and `with_replicas`.
+        FairleadError: if there is no such suite, and as `load_scenario`, `with_replicas` and
+            `with_drawn_hardware`.
     """
-    name, replicas = split_count(name_or_file)
+    name, draw = split_draw(name_or_file)
+    name, replicas = split_count(name)
     if name.startswith(SUITE_PREFIX) and not name.endswith((".yaml", ".yml")):
         found = [load_scenario(each) for each in load_suite(name).scenarios]
     else:
         found = [load_scenario(name)]
-    return found if replicas is None else [with_replicas(each, replicas) for each in found]
+    if replicas is not None:
+        found = [with_replicas(each, replicas) for each in found]
+    return found if draw is None else [with_drawn_hardware(each, draw) for each in found]
