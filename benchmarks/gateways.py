@@ -51,7 +51,8 @@ from fairlead.simulator.capacity import capacity_rps
 from fairlead.simulator.fleet import build_fleet
 from fairlead.simulator.metrics import summarise
 from fairlead.workload.requests import Requests
-from fairlead.workload.scenario import Scenario, generate, load_scenario
+from fairlead.workload.scenario import Scenario, generate
+from fairlead.workload.suites import load_variant
 
 READY_S = 60.0
 BETWEEN_RUNS_S = 15.0
@@ -397,7 +398,7 @@ def main() -> None:
     end = time.monotonic() + 60 * options.minutes
     documents = earlier(options.json)
     for name in options.scenario:
-        scenario = load_scenario(name)
+        scenario = load_variant(name)
         rate = options.load * capacity_rps(scenario, measuring=lambda: say("measuring the capacity ..."))
         asked = {
             "scenario": scenario.name,

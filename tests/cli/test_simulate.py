@@ -73,3 +73,9 @@ def test_what_cannot_be_simulated_is_one_line(fairlead, options, named):
     assert (ended.code, ended.out) == (2, "")
     assert ended.err.startswith("error: ") and ended.err.count("\n") == 1
     assert named in ended.err
+
+
+def test_variants_of_a_scenario_can_be_simulated(fairlead):
+    ended = fairlead("simulate", "--scenario", "uniform-lengths:3~1", "--requests", "50", "--json")
+    assert ended.code == 0
+    assert json.loads(ended.out)["scenario"] == "uniform-lengths:3~1"

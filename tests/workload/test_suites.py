@@ -6,7 +6,7 @@ import yaml
 from fairlead.errors import FairleadError
 from fairlead.policy.packaged import DIRECTORY
 from fairlead.workload import load_scenario
-from fairlead.workload.suites import load_scenarios, load_suite, suite_names
+from fairlead.workload.suites import load_scenarios, load_suite, load_variant, suite_names
 
 
 def test_the_standard_suite_has_a_dozen_scenarios_with_two_or_three_loads_each():
@@ -56,3 +56,10 @@ def test_an_unknown_suite_names_the_known_ones():
 def test_a_suite_where_one_scenario_is_needed_is_an_error_that_says_so():
     with pytest.raises(FairleadError, match=r"suite of scenarios, and one is needed.*--suite standard"):
         load_scenario("suite/standard")
+
+
+def test_one_scenario_can_be_a_variant():
+    assert load_variant("chat-unequal:8~3") == load_scenarios("chat-unequal:8~3")[0]
+    assert load_variant("chat-unequal") == load_scenario("chat-unequal")
+    with pytest.raises(FairleadError, match="suite of scenarios, and one is needed"):
+        load_variant("suite/standard:8")

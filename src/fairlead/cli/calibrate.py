@@ -94,12 +94,13 @@ def export_vidur(
     from fairlead.simulator import hardware
     from fairlead.simulator.fleet import build_fleet
     from fairlead.simulator.timing import analytic
-    from fairlead.workload.scenario import EngineOptions, load_scenario
+    from fairlead.workload.scenario import EngineOptions
+    from fairlead.workload.suites import load_variant
 
     if (scenario is None) == (model is None or device is None):
         raise FairleadError("give either --scenario, or both --model and --device")
     if scenario is not None:
-        chosen = load_scenario(scenario)
+        chosen = load_variant(scenario)
         group, engine, facts = chosen.replicas[0], chosen.engine, hardware.model(chosen.model)
         if len(chosen.replicas) > 1:
             raise FairleadError(

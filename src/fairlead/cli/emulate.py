@@ -54,9 +54,9 @@ def command(
 
     from fairlead.emulate.clock import LoopClock
     from fairlead.emulate.cluster import build, serve
-    from fairlead.workload.scenario import load_scenario
+    from fairlead.workload.suites import load_variant
 
-    chosen = load_scenario(scenario)
+    chosen = load_variant(scenario)
 
     def announce(servers: "list[Server]") -> None:
         urls = [f"http://{server.host}:{server.port}" for server in servers]

@@ -17,7 +17,8 @@ OneScenario = Annotated[
         "--scenario",
         "-s",
         metavar="NAME_OR_FILE",
-        help="A scenario that ships with Fairlead (see `fairlead scenarios`) or a YAML file of your own.",
+        help="A scenario that ships with Fairlead (see `fairlead scenarios`) or a YAML file of your own. "
+        "`NAME:16` is one with 16 replicas, `NAME~3` one on hardware drawn at random.",
         show_default=False,
     ),
 ]

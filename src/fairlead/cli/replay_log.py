@@ -46,8 +46,9 @@ def command(
     import yaml
 
     from fairlead.workload.scenario import load_scenario
+    from fairlead.workload.suites import load_variant
 
-    base = load_scenario(scenario)
+    base = load_variant(scenario)
     if not log.is_file():
         raise FairleadError(f"there is no file {log}")
     if out.exists():

@@ -82,9 +82,9 @@ def _list(json: bool) -> None:
 
 
 def _show(name: str, json: bool) -> None:
-    from fairlead.workload.scenario import load_scenario
+    from fairlead.workload.suites import load_variant
 
-    scenario = load_scenario(name)
+    scenario = load_variant(name)
     rate = capacity(scenario)
     if json:
         print_json({**summary(scenario), "capacity_rps": rate, "scenario": scenario.model_dump(mode="json")})

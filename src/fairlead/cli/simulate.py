@@ -43,9 +43,9 @@ def command(
     and end-to-end latency (E2E), with their tails, and throughput. The same options give the same numbers.
     """
     from fairlead.evaluate.tournament import simulate_once
-    from fairlead.workload.scenario import load_scenario
+    from fairlead.workload.suites import load_variant
 
-    chosen = load_scenario(scenario)
+    chosen = load_variant(scenario)
     loads = load_list(load) or [chosen.loads[0]]
     if len(loads) > 1:
         raise FairleadError("simulate takes one --load; `fairlead evaluate` takes several")

@@ -9,7 +9,8 @@ import numpy.typing as npt
 from fairlead.env.reward_config import HybridReward, SafetyConfig, SojournReward
 from fairlead.env.vector import RouterVectorEnv
 from fairlead.view.preference import DEFAULT_FAVOR
-from fairlead.workload.scenario import Scenario, load_scenario
+from fairlead.workload.scenario import Scenario
+from fairlead.workload.suites import load_variant
 
 
 class RouterEnv(gymnasium.Env[npt.NDArray[np.float32], np.int64]):
@@ -38,7 +39,7 @@ class RouterEnv(gymnasium.Env[npt.NDArray[np.float32], np.int64]):
         Raises:
             FairleadError: for an unknown scenario, load or favor.
         """
-        chosen = scenario if isinstance(scenario, Scenario) else load_scenario(scenario)
+        chosen = scenario if isinstance(scenario, Scenario) else load_variant(scenario)
         self._env = RouterVectorEnv(
             [chosen],
             num_envs=1,

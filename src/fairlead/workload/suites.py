@@ -44,22 +44,39 @@ def load_suite(name: str) -> Suite:
     return Suite.model_validate({"name": name, **yaml.safe_load(text)})
 
 
-def load_scenarios(name_or_file: str) -> list[Scenario]:
-    """The scenarios that a text names: those of `suite/NAME`, or the one of `load_scenario`.
+def load_variant(name_or_file: str) -> Scenario:
+    """The one scenario that a text names, as `load_scenario`; or a variant of it.
 
-    `~3` behind it puts each on hardware number 3 of those drawn at random (`with_drawn_hardware`), `:16`
-    multiplies the replicas of each to 16 (`with_replicas`); `NAME:16~3` is both.
+    `:16` behind it multiplies the replicas to 16 (`with_replicas`), `~3` puts it on hardware number 3 of
+    those drawn at random (`with_drawn_hardware`); `NAME:16~3` is both.
 
     Raises:
-        FairleadError: if there is no such suite, and as `load_scenario`, `with_replicas` and
-            `with_drawn_hardware`.
+        FairleadError: as `load_scenario`, `with_replicas` and `with_drawn_hardware`.
     """
-    name, draw = split_draw(name_or_file)
-    name, replicas = split_count(name)
-    if name.startswith(SUITE_PREFIX) and not name.endswith((".yaml", ".yml")):
-        found = [load_scenario(each) for each in load_suite(name).scenarios]
-    else:
-        found = [load_scenario(name)]
+    name, replicas, draw = _split(name_or_file)
+    return _vary(load_scenario(name), replicas, draw)
+
+
+def load_scenarios(name_or_file: str) -> list[Scenario]:
+    """The scenarios that a text names: those of `suite/NAME`, or the one of `load_variant`.
+
+    `:16` and `~3` behind a suite hold for each of its scenarios.
+
+    Raises:
+        FairleadError: if there is no such suite, and as `load_variant`.
+    """
+    name, replicas, draw = _split(name_or_file)
+    if not name.startswith(SUITE_PREFIX) or name.endswith((".yaml", ".yml")):
+        return [load_variant(name_or_file)]
+    return [_vary(load_scenario(each), replicas, draw) for each in load_suite(name).scenarios]
+
+
+def _split(text: str) -> tuple[str, int | None, int | None]:
+    name, draw = split_draw(text)
+    return (*split_count(name), draw)
+
+
+def _vary(scenario: Scenario, replicas: int | None, draw: int | None) -> Scenario:
     if replicas is not None:
-        found = [with_replicas(each, replicas) for each in found]
-    return found if draw is None else [with_drawn_hardware(each, draw) for each in found]
+        scenario = with_replicas(scenario, replicas)
+    return scenario if draw is None else with_drawn_hardware(scenario, draw)
