@@ -58,11 +58,7 @@ def with_drawn_hardware(scenario: Scenario, draw: int) -> Scenario:
     model, device, parallel = HARDWARE[int(random.integers(len(HARDWARE)))]
     count, groups = scenario.num_replicas, len(scenario.replicas)
     # Where each group but the first begins: all different, so that none is empty.
-    begins = (
-        sorted(int(first) for first in 1 + random.choice(count - 1, groups - 1, replace=False))
-        if groups > 1
-        else []
-    )
+    begins = sorted((1 + random.choice(count - 1, groups - 1, replace=False)).tolist())
     sizes = [end - begin for begin, end in zip([0, *begins], [*begins, count], strict=True)]
     low, high = (math.log(factor) for factor in SLOWDOWN)
     slowdowns = [1.0, *(round(math.exp(random.uniform(low, high)), 2) for _ in begins)]
