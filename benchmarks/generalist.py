@@ -73,10 +73,14 @@ def settings(options: argparse.Namespace) -> list[list[Training]]:
         shared = {"start_from": before, **content.get("training", {}), **own}
         kinds = shared.pop("kinds", None)
         more = shared.pop("scenarios", [])
+        if kinds is not None and more:
+            raise FairleadError(
+                f"{options.config}, stage {stage}: its kinds name their scenarios, and it others"
+            )
         if kinds is None:
             if taught:
                 shared["teachers"] = {**taught, **shared.get("teachers", {})}
-            trainings = {stage: (shared, [*everything, *more])}
+            trainings = {stage: (shared, everything if options.scenarios else [*everything, *more])}
             before, taught = stage, {}
         else:
             trainings = {f"{stage}/{kind}": _of_kind(shared, dict(its)) for kind, its in kinds.items()}
