@@ -259,11 +259,13 @@ class TrainConfig(Section):
         return inside or (low,) if low == high else tuple(dict.fromkeys((low, *inside, high)))
 
     def from_scratch(self) -> "TrainConfig":
-        """The same run without imitation: a larger step and more entropy, no critic warm-up."""
+        """The same run without imitation: a larger step and more entropy.
+
+        The critic's warm-up stays: while it knows nothing it takes what comes after the rollout for free,
+        and a policy that lets a queue grow looks no worse than another.
+        """
         ppo = self.ppo.model_copy(
             update={
-                "critic_warmup_iterations": 0,
-                "iterations": self.ppo.total_iterations,
                 "actor_learning_rate": Linear(start=1e-3, end=5e-5),
                 "entropy_coefficient": Linear(start=0.01, end=0.0),
             }
