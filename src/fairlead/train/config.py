@@ -261,8 +261,8 @@ class TrainConfig(Section):
     def from_scratch(self) -> "TrainConfig":
         """The same run without imitation: a larger step and more entropy.
 
-        The critic's warm-up stays: while it knows nothing it takes what comes after the rollout for free,
-        and a policy that lets a queue grow looks no worse than another.
+        The critic's warm-up stays: without it some seeds let the replicas' loads drift apart for good.
+        A critic that knows nothing takes a growing queue for free.
         """
         ppo = self.ppo.model_copy(
             update={

@@ -23,8 +23,8 @@ HARDWARE = (
     ("qwen2.5-32b", "a100-80g", 2),
     ("qwen2.5-32b", "h200", 1),
 )
-"""What is drawn: model, device, tensor parallel. What `suite/hardware` runs on is left out: it is the test
-of what was never trained on."""
+"""What is drawn: model, device, tensor parallel. No pair of model and device is one of
+`suite/hardware`: that is the test of what was never trained on."""
 
 SLOWDOWN = (1.5, 4.0)
 """How many times slower than the first group another one is: log-uniform between these."""

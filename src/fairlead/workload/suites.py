@@ -66,9 +66,9 @@ def load_scenarios(name_or_file: str) -> list[Scenario]:
         FairleadError: if there is no such suite, and as `load_variant`.
     """
     name, replicas, draw = _split(name_or_file)
-    if not name.startswith(SUITE_PREFIX) or name.endswith((".yaml", ".yml")):
-        return [load_variant(name_or_file)]
-    return [_vary(load_scenario(each), replicas, draw) for each in load_suite(name).scenarios]
+    is_suite = name.startswith(SUITE_PREFIX) and not name.endswith((".yaml", ".yml"))
+    names = load_suite(name).scenarios if is_suite else [name]
+    return [_vary(load_scenario(each), replicas, draw) for each in names]
 
 
 def _split(text: str) -> tuple[str, int | None, int | None]:
