@@ -107,3 +107,16 @@ def test_soft_labels_ask_for_nothing_where_an_action_is_masked_or_no_choice_is_b
     (gradient,) = torch.autograd.grad(loss, logits)
     assert gradient[0, 1] == 0
     assert (gradient[1] == 0).all()
+
+
+def test_what_a_group_shares_and_what_tells_it_apart_are_measured_separately():
+    common, apart = torch.tensor([3.0, -1.0]), torch.tensor([[0.5, -0.5], [0.2, -0.2]])
+    errors = (common[:, None] + apart)[..., None]  # two groups of two clusters, one decision each
+    spreads = torch.empty(2, 2, 1, 2)
+    spreads[..., 0] = 4.0
+    spreads[0, ..., 1], spreads[1, ..., 1] = 0.25, 0.01
+    loss = losses.compared_value_loss(errors, spreads)
+    level, differences = (9 + 1) / 2 / 4, (0.25 / 0.25 + 0.04 / 0.01) / 2
+    assert loss.item() == pytest.approx(0.5 * level + 0.5 * differences)
+    with pytest.raises(ValueError, match="spread"):
+        losses.compared_value_loss(errors[..., 0], spreads)

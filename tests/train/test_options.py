@@ -105,6 +105,17 @@ def test_joint_minibatches_cover_every_part_once() -> None:
         assert sorted(seen.tolist()) == list(range(count))
 
 
+def test_minibatches_keep_groups_together() -> None:
+    random = np.random.default_rng(0)
+    for counts in ([96], [64, 32, 8]):
+        found = list(joint_minibatches(counts, 24, random, 8))
+        for part, count in enumerate(counts):
+            blocks = torch.cat([indices[part] for indices in found]).view(-1, 8)
+            assert (blocks == blocks[:, :1] + torch.arange(8)).all()
+            assert sorted(blocks[:, 0].tolist()) == list(range(0, count, 8))
+        assert len(found) > 2
+
+
 def test_rewards_may_be_left_as_they_are(toy: Any, tmp_path: Any) -> None:
     config = toy.config(normalise_rewards=False, iterations=1)
     train(config, tmp_path / "run", toy.make, features=toy.features)

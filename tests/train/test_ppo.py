@@ -82,7 +82,7 @@ def test_the_loss_is_the_sum_of_its_terms():
     for kl_control, weight in (("none", 0.0), ("penalty", 0.2), ("adaptive", 0.2)):
         config = PPOConfig(kl_control=kl_control)  # type: ignore[arg-type]
         t = ppo.minibatch_loss(network, batch, config, KNOBS)
-        expected = t.policy_loss + 0.5 * t.value_loss - 0.01 * t.entropy + weight * t.kl
+        expected = t.policy_loss + 0.1 * t.value_loss - 0.01 * t.entropy + weight * t.kl
         torch.testing.assert_close(t.loss, expected)
 
 
@@ -163,6 +163,53 @@ def test_the_decoupled_critic_learns_too(toy):
     assert toy.evaluate(NetworkRouter(network)) < 0.5 * toy.random_cost
 
 
+@pytest.mark.parametrize("compared", [True, False])
+def test_the_critic_learns_what_choices_change_under_what_they_do_not(compared):
+    """Arrivals move the returns of a whole group by ten times what tells its clusters apart."""
+    random, (steps, clusters, group) = np.random.default_rng(0), (64, 32, 8)
+    network = RouterNetwork(3, hidden=32, attention=8, critic="decoupled")
+    optimiser = ppo.make_optimiser(network)
+    config = PPOConfig(compare_values=compared, minibatch=512, epochs=4)
+    knobs = KNOBS._replace(train_actor=False, critic_learning_rate=2e-3)
+    explained = []
+    for _ in range(12):
+        rollout = Rollout(steps, clusters, (3, 3))
+        rollout.observations[:] = random.normal(size=(steps, clusters, 3, 3))
+        rollout.actions[:], rollout.log_probs[:], rollout.ends[:] = 0, -1.0, True
+        rollout.elapsed_s[:], rollout.next_values[:] = 0.1, 0.0
+        luck = np.repeat(10.0 * random.normal(size=(steps, clusters // group)), group, 1)
+        rollout.rewards[:] = luck + rollout.observations[..., 0].sum(-1) / 3**0.5
+        with torch.no_grad():
+            values = network.value(torch.from_numpy(rollout.observations).flatten(0, 1))
+        rollout.values[:] = values.view(steps, clusters).numpy()
+        batch = ppo.make_batch(rollout, returns.RewardScale(), config, group)
+        part = ppo.Part(None, rollout, returns.RewardScale())  # type: ignore[arg-type]
+        explained.append(ppo.describe([part], [batch], group)["explained_differences"])
+        ppo.update(network, optimiser, [batch], config, knobs, random)
+    assert (explained[-1] > 0.9) == compared, explained
+
+
+def test_with_a_memory_the_clusters_of_a_group_are_compared_at_the_same_steps(toy):
+    """The loss of sequences is that of their decisions, each beside those of its group at that time."""
+    network = RouterNetwork(3, hidden=16, attention=8, critic="decoupled", gru_layers=1)
+    env, config = toy.make(num_envs=8, group=4), PPOConfig(sequence_length=8, burn_in=2)
+    rollout = Rollout(32, 8, (3, 3))
+    observation, _ = env.reset(seed=0)
+    collect(network, env, rollout, observation, np.random.default_rng(0), Profiler(), sequence_length=8)
+    batch = ppo.make_batch(rollout, returns.RewardScale(), config, 4)
+    assert batch.group == 4 and batch.spreads is not None
+    targets = np.empty((32, 8), np.float32)
+    for sequence, values in enumerate(batch.targets.numpy()):
+        start, cluster = sequence // 8 * 8, sequence % 8
+        targets[start : start + 8, cluster] = values
+    errors = (rollout.values - targets).reshape(4, 8, 2, 4)[:, 2:]  # without what only warms up
+    spreads = returns.spreads(targets.astype(np.float64), 4)[0].reshape(2, 4, 2)
+    common = errors.mean(-1, keepdims=True)
+    expected = (common**2).mean() / spreads[0, 0, 0] + ((errors - common) ** 2 / spreads[..., 1]).mean()
+    found = ppo.minibatch_loss(network, batch, config, KNOBS).value_loss
+    assert found.item() == pytest.approx(0.5 * expected, rel=1e-4)
+
+
 # ---- Stable-Baselines3 as the reference
 
 
@@ -212,7 +259,7 @@ def test_pitfall_16_a_batch_gives_the_losses_and_the_step_of_stable_baselines(va
         torch.from_numpy((raw - raw.mean()) / (raw.std(ddof=1) + 1e-8)),
         torch.from_numpy(buffer.returns.flatten()),
     )
-    config = PPOConfig(epochs=1, minibatch=n, value_clip=value_clip)
+    config = PPOConfig(epochs=1, minibatch=n, value_clip=value_clip, value_coefficient=0.5)
     knobs = KNOBS._replace(actor_learning_rate=3e-4, critic_learning_rate=3e-4)
     model.n_epochs = 1
     model.policy.optimizer = torch.optim.Adam(model.policy.parameters(), 3e-4, eps=1e-5)

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fairlead.train import returns
 from fairlead.train.config import PPOConfig
 from fairlead.train.returns import RewardScale, gae, normalise, subtract_group_mean, time_discounts
 
@@ -82,6 +83,20 @@ def test_the_group_mean_removes_what_a_group_shares():
     np.testing.assert_allclose(result.reshape(5, 2, 3).sum(2), 0, atol=1e-12)
     with pytest.raises(ValueError, match="multiple"):
         subtract_group_mean(own, 4)
+
+
+def test_spreads_are_those_of_group_means_and_of_each_group():
+    random = np.random.default_rng(0)
+    means, scales = random.normal(0, 3, (50, 3)), np.array([0.1, 2.0, 0.0])
+    apart = random.normal(size=(50, 3, 4))
+    apart -= apart.mean(2, keepdims=True)
+    spreads = returns.spreads((means[:, :, None] + scales[:, None] * apart).reshape(50, 12), 4)
+    assert spreads.shape == (50, 12, 2)
+    assert spreads[..., 0] == pytest.approx(means.var())
+    within = (scales**2 * (apart**2).mean((0, 2)))[:2]
+    assert spreads[0, ::4, 1] == pytest.approx([*within, 0.01 * within[0]])  # never nothing
+    assert (spreads == spreads[0]).all() and (spreads[0].reshape(3, 4, 2) == spreads[0, ::4][:, None]).all()
+    assert (returns.spreads(np.ones((5, 8)), 4) == 1e-8).all()
 
 
 def test_normalisation():

@@ -259,15 +259,15 @@ class TrainConfig(Section):
         return inside or (low,) if low == high else tuple(dict.fromkeys((low, *inside, high)))
 
     def from_scratch(self) -> "TrainConfig":
-        """The same run without imitation: a larger step and more entropy.
+        """The same run without imitation: a larger step, and a little entropy.
 
         The critic's warm-up stays: without it some seeds let the replicas' loads drift apart for good.
         A critic that knows nothing takes a growing queue for free.
         """
         ppo = self.ppo.model_copy(
             update={
-                "actor_learning_rate": Linear(start=1e-3, end=5e-5),
-                "entropy_coefficient": Linear(start=0.01, end=0.0),
+                "actor_learning_rate": Linear(start=3e-3, end=1e-4),
+                "entropy_coefficient": Linear(start=0.001, end=0.0),
             }
         )
         return self.model_copy(update={"imitation": None, "ppo": ppo})

@@ -43,8 +43,31 @@ def value_loss(
         if old_values is None:
             raise ValueError("clipping values needs the old ones")
         _check(1, values=values, old_values=old_values)
-        values = old_values + (values - old_values).clamp(-clip, clip)
+        values = within(values, old_values, clip)
     return (values - targets).square().mean()
+
+
+def within(values: Tensor, old_values: Tensor, clip: float) -> Tensor:
+    """The values, at most `clip` away from the old ones."""
+    return old_values + (values - old_values).clamp(-clip, clip)
+
+
+def compared_value_loss(errors: Tensor, spreads: Tensor) -> Tensor:
+    """Squared errors of values, those in what tells a group's clusters apart beside those common to it.
+
+    What a group shares is mostly the luck of its arrivals and nothing that a choice changes; `make_batch`
+    subtracts it from advantages. A plain squared error consists of little else, so the critic would hardly
+    learn what is left.
+
+    Args:
+        errors: (B, G, L) value - target of L decisions in each of the G clusters of a group.
+        spreads: (B, G, L, 2) what the two kinds of errors are measured by: the variance over the rollout
+            of group means of the targets, and of the group's own differences from them.
+    """
+    _check(3, errors=errors, spread=spreads[..., 0])
+    common = errors.mean(1, keepdim=True)
+    level = (common.square() / spreads[:, :1, :, 0]).mean()
+    return 0.5 * level + 0.5 * ((errors - common).square() / spreads[..., 1]).mean()
 
 
 def entropy(log_probs: Tensor) -> Tensor:

@@ -4,11 +4,12 @@ Clusters of different sizes are different *parts*: each has its environment, rol
 minibatch takes its share of each.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -55,14 +56,21 @@ class Batch(NamedTuple):
     """(N, L) whether an episode begins at a step."""
     balance: Tensor | None = None
     """(N,) spread of load that came, where the network has a head for it."""
+    spreads: Tensor | None = None
+    """(N, 2) what errors of values are measured by, where clusters of a group are compared."""
+    group: int = 1
+    """With `spreads`: so many neighbours along N are of one group, at the same time."""
 
     def to(self, device: str) -> "Batch":
         """The same on another device."""
-        return self if device == "cpu" else Batch(*(None if t is None else t.to(device) for t in self))  # type: ignore[arg-type]
+        return self if device == "cpu" else self._each(lambda tensor: tensor.to(device))
 
     def take(self, indices: Tensor) -> "Batch":
-        """The decisions (or sequences) at `indices`."""
-        return Batch(*(None if tensor is None else tensor[indices] for tensor in self))  # type: ignore[arg-type]
+        """The decisions (or sequences) at `indices`: whole groups."""
+        return self._each(lambda tensor: tensor[indices])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        return Batch(*(change(field) if isinstance(field, Tensor) else field for field in self))  # type: ignore[arg-type]
 
 
 class Terms(NamedTuple):
@@ -124,18 +132,16 @@ def iterate(
             load_column=knobs.explore_by,
             sequence_length=config.sequence_length,
         )
+    group: int = getattr(parts[0].env, "group", 1)
     with profiler.phase("learn"):
-        batches = [
-            make_batch(part.rollout, part.scale, config, getattr(part.env, "group", 1), load_column)
-            for part in parts
-        ]
+        batches = [make_batch(part.rollout, part.scale, config, group, load_column) for part in parts]
         if reference is not None and knobs.reference_kl > 0:
             batches = [b._replace(reference=log_probs_of(reference, b.observations)) for b in batches]
         with learning_on(device, network, optimiser):
             there = [batch.to(device) for batch in batches]
             shown = [(x.to(device), y.to(device)) for x, y in cloning] if knobs.cloning > 0 else []
             metrics = update(network, optimiser, there, config, knobs, random, shown)
-    return metrics | describe(parts, batches)
+    return metrics | describe(parts, batches, group)
 
 
 def make_batch(
@@ -168,6 +174,9 @@ def make_batch(
         targets.astype(np.float32),
     )
     tensors = [torch.from_numpy(array) for array in arrays]
+    spreads = None
+    if config.compare_values and group > 1:
+        spreads = torch.from_numpy(returns.spreads(targets, group).astype(np.float32))
     if not rollout.states:
         balance = None
         if config.balance_coefficient > 0:
@@ -175,13 +184,15 @@ def make_batch(
             spread = rollout.observations[..., load_column].std(-1).astype(np.float64)
             coming = returns.balance_to_go(spread, discounts, rollout.ends)
             balance = torch.from_numpy(coming.astype(np.float32)).flatten()
-        return Batch(*(tensor.flatten(0, 1) for tensor in tensors))._replace(balance=balance)
+        batch = Batch(*(tensor.flatten(0, 1) for tensor in tensors), balance=balance)  # type: ignore[arg-type, misc]
+        return batch if spreads is None else batch._replace(spreads=spreads.flatten(0, 1), group=group)
     length = rollout.sequence_length
     starts = torch.zeros(tensors[1].shape, dtype=torch.bool)
     starts[1:] = torch.from_numpy(rollout.ends[:-1])
     sequences = [as_sequences(tensor, length) for tensor in (*tensors, starts)]
     states = torch.stack(rollout.states).flatten(0, 1)
-    return Batch(*sequences[:6])._replace(states=states, starts=sequences[6])
+    batch = Batch(*sequences[:6])._replace(states=states, starts=sequences[6])  # type: ignore[arg-type]
+    return batch if spreads is None else batch._replace(spreads=as_sequences(spreads, length), group=group)
 
 
 def as_sequences(steps: Tensor, length: int) -> Tensor:
@@ -217,10 +228,10 @@ def update(
         parameter.requires_grad_(knobs.train_actor)
     trained = actor + critic if knobs.train_actor else critic
     length = batches[0].actions.shape[1] if batches[0].actions.ndim == 2 else 1
-    size = max(1, config.minibatch // length)
+    counts, size = [len(batch.actions) for batch in batches], max(1, config.minibatch // length)
     history: list[list[float]] = []
     for epoch in range(config.epochs):
-        for indices in joint_minibatches([len(batch.actions) for batch in batches], size, random):
+        for indices in joint_minibatches(counts, size, random, batches[0].group):
             minibatch = [b.take(i) for b, i in zip(batches, indices, strict=True) if len(i)]
             terms = joint_loss(network, minibatch, config, knobs)
             if cloning:
@@ -251,12 +262,13 @@ def minibatch_loss(network: ActorCritic, batch: Batch, config: PPOConfig, knobs:
     """Clipped surrogate + value loss - entropy bonus + entropy floor + KL terms + balance loss."""
     zero = torch.zeros(())
     balance_loss = zero
+    steps = 1 if batch.states is None else batch.actions.shape[1] - config.burn_in
     if batch.balance is not None:
         expected: Any = network
         balance_loss = losses.value_loss(expected.balance(batch.observations), batch.balance)
     if not knobs.train_actor:
         values, _, batch = _evaluate(network, batch, config.burn_in, actor=False)
-        value_loss = losses.value_loss(values, batch.targets, batch.values, config.value_clip)
+        value_loss = _value_loss(values, batch, config, steps)
         loss = config.value_coefficient * value_loss + config.balance_coefficient * balance_loss
         parts = (zero, value_loss, zero, zero, zero, zero, zero, zero, balance_loss)
         return Terms(loss, *parts)
@@ -267,7 +279,7 @@ def minibatch_loss(network: ActorCritic, batch: Batch, config: PPOConfig, knobs:
     policy_loss, clip_fraction = losses.clipped_surrogate(
         log_prob, batch.log_probs, batch.advantages, knobs.clip
     )
-    value_loss = losses.value_loss(values, batch.targets, batch.values, config.value_clip)
+    value_loss = _value_loss(values, batch, config, steps)
     entropy = losses.entropy(log_probs)
     kl = losses.kl_k3(log_prob, batch.log_probs)
     loss = policy_loss + config.value_coefficient * value_loss - knobs.entropy_coefficient * entropy
@@ -287,6 +299,16 @@ def minibatch_loss(network: ActorCritic, batch: Batch, config: PPOConfig, knobs:
     return Terms(loss, *parts)
 
 
+def _value_loss(values: Tensor, batch: Batch, config: PPOConfig, steps: int) -> Tensor:
+    """Of single decisions: `steps` of one sequence after the other."""
+    if batch.spreads is None:
+        return losses.value_loss(values, batch.targets, batch.values, config.value_clip)
+    if config.value_clip is not None:
+        values = losses.within(values, batch.values, config.value_clip)
+    errors = (values - batch.targets).view(-1, batch.group, steps)
+    return losses.compared_value_loss(errors, batch.spreads.view(-1, batch.group, steps, 2))
+
+
 def _evaluate(
     network: ActorCritic, batch: Batch, burn_in: int, *, actor: bool
 ) -> tuple[Tensor, Tensor, Batch]:
@@ -301,9 +323,10 @@ def _evaluate(
     logits, values = recurrent.sequence(batch.observations, batch.states, batch.starts)
     fields = [
         None if tensor is None else tensor[:, burn_in:].flatten(0, 1)
-        for tensor in (*batch[:6], batch.reference)
+        for tensor in (*batch[:6], batch.reference, batch.spreads)
     ]
-    return values[:, burn_in:].flatten(), logits[:, burn_in:].flatten(0, 1), Batch(*fields)  # type: ignore[arg-type]
+    flat = Batch(*fields[:7])._replace(spreads=fields[7], group=batch.group)  # type: ignore[arg-type]
+    return values[:, burn_in:].flatten(), logits[:, burn_in:].flatten(0, 1), flat
 
 
 def _add_cloning(
@@ -341,7 +364,14 @@ def set_learning_rates(optimiser: torch.optim.Optimizer, actor: float, critic: f
 
 
 LOSSES = (*Terms._fields, "gradient_norm")
-ROLLOUTS = ("reward_mean", "reward_std", "reward_scale", "explained_variance", "largest_action_share")
+ROLLOUTS = (
+    "reward_mean",
+    "reward_std",
+    "reward_scale",
+    "explained_variance",
+    "explained_differences",
+    "largest_action_share",
+)
 
 
 def _means(history: list[list[float]]) -> dict[str, float]:
@@ -357,7 +387,7 @@ def _check_finite(
                 f"part {p}: {field_}": tensor
                 for p, batch in enumerate(batches)
                 for field_, tensor in batch._asdict().items()
-                if tensor is not None
+                if isinstance(tensor, torch.Tensor)
             }
             wrong = [key for key, tensor in inputs.items() if not torch.isfinite(tensor).all()]
             blamed = f" (already not finite in the batch: {', '.join(wrong)})" if wrong else ""
@@ -369,22 +399,33 @@ def _check_finite(
             )
 
 
-def describe(parts: Sequence[Part], batches: Sequence[Batch]) -> dict[str, float]:
-    """Metrics of the rollouts; rewards as the environments gave them. Means over parts, by decisions."""
+def describe(parts: Sequence[Part], batches: Sequence[Batch], group: int) -> dict[str, float]:
+    """Metrics of the rollouts; rewards as the environments gave them. Means over parts, by decisions.
+
+    `explained_differences` is the share of the variance of targets within groups that the critic explains
+    (below 0: a critic without any opinion would be better); 0 where groups are single clusters.
+    """
     rows, sizes = [], []
     for part, batch in zip(parts, batches, strict=True):
         targets = batch.targets.numpy()
-        residual = float(np.var(targets - batch.values.numpy()))
+        errors = targets - batch.values.numpy()
+        within = [returns.subtract_group_mean(np.atleast_2d(x.T), group) for x in (errors, targets)]
         shares = np.bincount(part.rollout.actions.ravel()) / part.rollout.actions.size
         rows.append(
             (
                 float(part.rollout.rewards.mean()),
                 float(part.rollout.rewards.std()),
                 part.scale.scale,
-                1.0 - residual / max(float(np.var(targets)), 1e-12),
+                _explained(errors, targets),
+                _explained(within[0], within[1]),
                 float(shares.max()),
             )
         )
         sizes.append(part.rollout.actions.size)
     numbers = rows[0] if len(rows) == 1 else np.average(rows, 0, sizes).tolist()
     return dict(zip(ROLLOUTS, numbers, strict=True))
+
+
+def _explained(errors: npt.NDArray[Any], targets: npt.NDArray[Any]) -> float:
+    variance = float(np.var(targets))
+    return 1.0 - float(np.var(errors)) / variance if variance > 1e-12 else 0.0

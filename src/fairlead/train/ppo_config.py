@@ -96,8 +96,12 @@ class PPOConfig(Section):
     """The probability ratio is clipped to [1 - clip, 1 + clip]."""
     value_clip: Positive | None = None
     """Limit on the change of a value per iteration; none by default."""
-    value_coefficient: Positive = 0.5
+    value_coefficient: Positive = 0.1
     """Weight of the value loss."""
+    compare_values: bool = True
+    """Fit the critic to what tells the clusters of a group apart as closely as to what they share, and to
+    each group as closely as to any other. Only what tells them apart is left in an advantage, and a plain
+    squared error has little of it. Where a group is one cluster, the error is the plain one."""
     balance_coefficient: Annotated[float, Field(ge=0)] = 0.0
     """Weight of an auxiliary loss: a second head of the critic predicts the spread (standard deviation) of
     requests in flight over the replicas, averaged over the coming `horizon_s`. 0: there is no such head."""
@@ -172,6 +176,11 @@ class PPOConfig(Section):
             )
         if self.temperature_range[0] > self.temperature_range[1]:
             raise invalid(f"temperature_range {list(self.temperature_range)} runs backwards")
+        if self.compare_values and not self.group_baseline:
+            raise invalid(
+                "compare_values fits the critic to what group_baseline leaves of the advantages: without the "
+                "baseline set ppo.compare_values=false too"
+            )
         if self.burn_in >= self.sequence_length:
             raise invalid(
                 f"burn_in {self.burn_in} leaves nothing of sequences of {self.sequence_length} decisions"

@@ -81,6 +81,23 @@ def subtract_group_mean(advantages: Floats, group: int) -> Floats:
     return centred.reshape(steps, clusters)
 
 
+def spreads(targets: Floats, group: int) -> Floats:
+    """How targets (T, K) vary: (T, K, 2) variance of group means, and of the own group's differences.
+
+    The first is that of the whole rollout, the second never less than a hundredth of the median group's.
+    """
+    steps, clusters = targets.shape
+    grouped = targets.reshape(steps, clusters // group, group)
+    means = grouped.mean(2, keepdims=True)
+    within = np.mean((grouped - means) ** 2, (0, 2))
+    within = np.maximum(within, 0.01 * np.median(within))
+    found = np.empty((steps, clusters, 2))
+    found[..., 0] = means.var()
+    found[..., 1] = np.repeat(within, group)
+    least: Floats = np.maximum(found, 1e-8)
+    return least
+
+
 def normalise(advantages: Floats, kind: Literal["batch", "group", "none"], group: int) -> Floats:
     """Zero mean and unit deviation over everything (`batch`), or over each group's columns (`group`)."""
     if kind == "none":
