@@ -74,7 +74,7 @@ class PPOConfig(Section):
 
     iterations: Annotated[int, Field(ge=0)] = 60
     """Rounds of rollout and update, after the critic's warm-up."""
-    critic_warmup_iterations: Annotated[int, Field(ge=0)] = 4
+    critic_warmup_iterations: Annotated[int, Field(ge=0)] = 8
     """Iterations at the start that fit the critic only: after imitation the actor is good, it is not."""
     rollout_steps: Count = 256
     """Decisions per cluster and iteration. More: less noise and less bias, fewer updates."""
@@ -83,9 +83,9 @@ class PPOConfig(Section):
     than the clusters take to fill."""
     horizon_s: Positive = 30.0
     """Seconds of simulated time after which a reward counts for 1/e: longer than a request lives."""
-    gae_lambda: Share = 0.995
-    """GAE's lambda per decision. Towards 1: less trust in the critic, more noise (which the group baseline
-    takes away for the most part)."""
+    gae_lambda: Share = 0.99
+    """GAE's lambda per decision. Towards 1: less trust in the critic, and more noise, as what the next
+    1 / (1 - lambda) choices did counts as well."""
     normalise_rewards: bool = True
     """Divide rewards by the running standard deviation of discounted returns."""
     epochs: Count = 2
@@ -117,10 +117,10 @@ class PPOConfig(Section):
     default: the policy may become as deterministic as the data says."""
     entropy_floor_coefficient: Positive = 0.1
     """Weight of the floor; its gradient pushes entropy up."""
-    actor_learning_rate: PositiveSchedule = Linear(start=5e-4, end=5e-5)
+    actor_learning_rate: PositiveSchedule = Linear(start=1e-3, end=1e-4)
     """Adam's step for whatever the decision depends on. Low, because imitation comes first."""
-    critic_learning_rate: PositiveSchedule = Linear(start=2e-3, end=2e-4)
-    """Adam's step for what only the value depends on."""
+    critic_learning_rate: PositiveSchedule = Linear(start=1e-2, end=1e-3)
+    """Adam's step for what only the value depends on: high, as PPO learns no faster than its critic."""
     step_adaptation: StepAdaptation | None = None
     """Let KL move the learning rates. Off by default."""
     max_gradient_norm: Positive = 0.5
