@@ -107,6 +107,7 @@ def test_controllers_survive_a_checkpoint() -> None:
     ("settings", "message"),
     [
         ({"ppo": {"pulses": {"interval": 5, "length": 5}}}, "not shorter than the interval"),
+        ({"ppo": {"group_baseline": False}}, "without the baseline set ppo.compare_values=false"),
         ({"ppo": {"clip": [[0.5, 0.2], [0.1, 0.1]]}}, "runs backwards"),
         ({"ppo": {"entropy_coefficient": -0.1}}, "must not be negative"),
         ({"ppo": {"epsilon": 1.5}}, "between 0 and 1"),
