@@ -36,7 +36,7 @@ class Part:
 
 
 class Batch(NamedTuple):
-    """Decisions to learn from, with no order left: first axis N.
+    """Decisions to learn from: first axis N, in no order but that groups to be compared stay together.
 
     For a network with a memory, N sequences of L decisions: all but `states` have a second axis L.
     """
@@ -173,26 +173,24 @@ def make_batch(
         advantages.astype(np.float32),
         targets.astype(np.float32),
     )
-    tensors = [torch.from_numpy(array) for array in arrays]
-    spreads = None
+
+    def arranged(steps: Tensor) -> Tensor:
+        return as_sequences(steps, rollout.sequence_length) if rollout.states else steps.flatten(0, 1)
+
+    batch = Batch(*(arranged(torch.from_numpy(array)) for array in arrays))  # type: ignore[arg-type]
     if config.compare_values and group > 1:
         spreads = torch.from_numpy(returns.spreads(targets, group).astype(np.float32))
-    if not rollout.states:
-        balance = None
-        if config.balance_coefficient > 0:
-            assert load_column is not None
-            spread = rollout.observations[..., load_column].std(-1).astype(np.float64)
-            coming = returns.balance_to_go(spread, discounts, rollout.ends)
-            balance = torch.from_numpy(coming.astype(np.float32)).flatten()
-        batch = Batch(*(tensor.flatten(0, 1) for tensor in tensors), balance=balance)  # type: ignore[arg-type, misc]
-        return batch if spreads is None else batch._replace(spreads=spreads.flatten(0, 1), group=group)
-    length = rollout.sequence_length
-    starts = torch.zeros(tensors[1].shape, dtype=torch.bool)
-    starts[1:] = torch.from_numpy(rollout.ends[:-1])
-    sequences = [as_sequences(tensor, length) for tensor in (*tensors, starts)]
-    states = torch.stack(rollout.states).flatten(0, 1)
-    batch = Batch(*sequences[:6])._replace(states=states, starts=sequences[6])  # type: ignore[arg-type]
-    return batch if spreads is None else batch._replace(spreads=as_sequences(spreads, length), group=group)
+        batch = batch._replace(spreads=arranged(spreads), group=group)
+    if rollout.states:
+        starts = torch.zeros(rollout.actions.shape, dtype=torch.bool)
+        starts[1:] = torch.from_numpy(rollout.ends[:-1])
+        return batch._replace(states=torch.stack(rollout.states).flatten(0, 1), starts=arranged(starts))
+    if config.balance_coefficient > 0:
+        assert load_column is not None
+        spread = rollout.observations[..., load_column].std(-1).astype(np.float64)
+        coming = returns.balance_to_go(spread, discounts, rollout.ends)
+        batch = batch._replace(balance=torch.from_numpy(coming.astype(np.float32)).flatten())
+    return batch
 
 
 def as_sequences(steps: Tensor, length: int) -> Tensor:

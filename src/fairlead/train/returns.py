@@ -86,13 +86,11 @@ def spreads(targets: Floats, group: int) -> Floats:
 
     The first is that of the whole rollout, the second never less than a hundredth of the median group's.
     """
-    steps, clusters = targets.shape
-    grouped = targets.reshape(steps, clusters // group, group)
-    means = grouped.mean(2, keepdims=True)
-    within = np.mean((grouped - means) ** 2, (0, 2))
+    apart = subtract_group_mean(targets, group)
+    within = np.mean(apart.reshape(len(apart), -1, group) ** 2, (0, 2))
     within = np.maximum(within, 0.01 * np.median(within))
-    found = np.empty((steps, clusters, 2))
-    found[..., 0] = means.var()
+    found = np.empty((*targets.shape, 2))
+    found[..., 0] = (targets - apart).var()
     found[..., 1] = np.repeat(within, group)
     least: Floats = np.maximum(found, 1e-8)
     return least
