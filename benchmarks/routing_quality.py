@@ -36,7 +36,7 @@ from fairlead.view.preference import DEFAULT_FAVOR
 from fairlead.workload.scenario import Scenario
 
 SCENARIOS = "suite/standard,chat-equal:32,chat-unequal:32,chat-unequal:64"
-DIALS = "0,0.25,0.5,0.75,1"
+DIALS = "0,0.3,0.5,0.75,1"
 SEEDS = 10
 REQUESTS = 3000
 FIRST_SEED = 100

@@ -119,7 +119,7 @@ def test_catalogue() -> None:
     assert isinstance(entry.router, Lookahead)
     assert entry.name == "lookahead@0.5"
     assert entry.router.weights == weights_of(0.5)
-    assert entry.detail == "weights 1.72 TTFT : 1 E2E : 45 tail"
+    assert entry.detail == "weights 10.47 TTFT : 1 E2E : 360 tail"
     assert isinstance(find_router("lookahead", favor=0.0).router, Lookahead)
 
 

@@ -120,12 +120,12 @@ def test_pitfall_13_decisions_do_not_depend_on_lengths_not_seen_yet(router: str)
 
 def test_the_dial() -> None:
     assert weights_of(0.0) == (0.5, 1.0, 0.0)
-    assert weights_of(0.5) == pytest.approx((0.5 + 19.5 / 16, 1.0, 45.0))
-    assert weights_of(1.0) == (20.0, 1.0, 720.0)
+    assert weights_of(0.5) == pytest.approx((0.5 + 159.5 / 16, 1.0, 360.0))
+    assert weights_of(1.0) == (160.0, 1.0, 5760.0)
     along = np.array([weights_of(favor) for favor in np.linspace(0.0, 1.0, 101)])
     assert (np.diff(along[:, [0, 2]], axis=0) > 0).all() and (along[:, 1] == 1.0).all()
-    # At the default the tail counts for much, the mean TTFT for some.
-    assert str(weights_of(DEFAULT_FAVOR)) == "6.67 TTFT : 1 E2E : 228 tail"
+    # At the default the tail counts for most, the mean TTFT for much.
+    assert str(weights_of(DEFAULT_FAVOR)) == "50.97 TTFT : 1 E2E : 1822 tail"
     for bad in (-0.1, 1.1, float("nan")):
         with pytest.raises(Exception, match=r"not in \[0, 1\]"):
             check_favor(bad)

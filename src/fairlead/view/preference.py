@@ -13,8 +13,8 @@ from fairlead.errors import FairleadError
 
 LEAST_TTFT_WEIGHT = 0.5
 """Weight of TTFT at favor 0, relative to a weight of 1 for E2E."""
-MOST_TTFT_WEIGHT = 20.0
-MOST_TAIL_WEIGHT = 720.0
+MOST_TTFT_WEIGHT = 160.0
+MOST_TAIL_WEIGHT = 5760.0
 """Weights at favor 1."""
 DEFAULT_FAVOR = 0.75
 """Where a p99 TTFT like the best heuristic's costs hardly any end-to-end latency (docs/results.md)."""
@@ -29,7 +29,7 @@ class Weights(NamedTuple):
 
     def __str__(self) -> str:
         """As `3 TTFT : 1 E2E : 20 tail`."""
-        return f"{self.ttft:.3g} TTFT : {self.e2e:.3g} E2E : {self.tail:.3g} tail"
+        return f"{self.ttft:.4g} TTFT : {self.e2e:.4g} E2E : {self.tail:.4g} tail"
 
 
 def check_favor(favor: float) -> float:
@@ -55,7 +55,7 @@ def dial(favor: float) -> tuple[float, float, float]:
 def weights_of(favor: float) -> Weights:
     """The weights at this point of the dial.
 
-    The tail's weight is 0 at favor 0, 45 at 0.5 and 720 at 1; that of TTFT stays small up to the middle.
+    The tail's weight is 0 at favor 0, 360 at 0.5 and 5760 at 1; that of TTFT stays small up to the middle.
 
     Raises:
         FairleadError: if `favor` is not in [0, 1].
