@@ -252,6 +252,7 @@ def features(
         to[32] = math.log(tail)
         to[33] = math.log1p(weights[2] * max(0.0, prefill + own - tail))
         to[34] = math.log1p(max(0.0, _cost(row, request, prefill, own, tail, weights) - least_cost))
+        # The weights grow with its fourth power; 1 is where the tail weighs 720.
         to[35] = 1.68 * favor
         to[36] = (row[IN_FLIGHT] - least_in_flight) / 8.0
         demand = _kv_demand(row, request)
