@@ -55,7 +55,7 @@ def dial(favor: float) -> tuple[float, float, float]:
 def weights_of(favor: float) -> Weights:
     """The weights at this point of the dial.
 
-    The tail's weight is 0 at favor 0, 360 at 0.5 and 5760 at 1; that of TTFT stays small up to the middle.
+    The tail's weight is 0 at favor 0, 360 at 0.5 and 5760 at 1.
 
     Raises:
         FairleadError: if `favor` is not in [0, 1].
