@@ -9,13 +9,14 @@ from fairlead.train.schedule import Constant
 from fairlead.train.state import contents, fresh, restore
 
 CONFIG = TrainConfig(seed=4)
+FEATURES = ("a", "b", "c")
 
 
 @pytest.fixture
 def path(tmp_path):
     path = tmp_path / "checkpoint.pt"
     with torch.random.fork_rng(devices=[]):
-        checkpoint.save(path, contents(fresh(CONFIG, ("a", "b", "c"))), CONFIG)
+        checkpoint.save(path, contents(fresh(CONFIG, FEATURES), FEATURES), CONFIG)
     return path
 
 
@@ -50,7 +51,7 @@ def test_a_crash_while_saving_leaves_the_old_checkpoint(path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", crash)
     with pytest.raises(OSError, match="disk full"):
-        checkpoint.save(path, contents(fresh(CONFIG, ("a", "b", "c"))), CONFIG)
+        checkpoint.save(path, contents(fresh(CONFIG, FEATURES), FEATURES), CONFIG)
     assert path.read_bytes() == before
 
 
@@ -89,3 +90,10 @@ def test_pitfall_21_loading_is_strict(path):
     saved = checkpoint.load(path, CONFIG)
     with pytest.raises(FairleadError, match="do not fit"):
         restore(saved, CONFIG, features=tuple("abcde"))
+
+
+def test_a_checkpoint_of_another_schema_is_refused(path):
+    saved = checkpoint.load(path, CONFIG)
+    assert restore(saved, CONFIG, FEATURES).iteration == 0
+    with pytest.raises(FairleadError, match="another view schema or dial"):
+        restore(saved, CONFIG, features=("a", "b", "favor"))

@@ -13,8 +13,8 @@ from fairlead.policy.heuristics import Heuristic
 from fairlead.simulator.cluster import Clusters
 from fairlead.simulator.fleet import build_fleet
 from fairlead.view import schema
-from fairlead.view.features import FEATURES, NUM_FEATURES, features_batch
-from fairlead.view.preference import DEFAULT_FAVOR, check_favor, weights_of
+from fairlead.view.features import FEATURES, NUM_FEATURES, SCHEMA_HASH, features_batch
+from fairlead.view.preference import DEFAULT_FAVOR, DIAL, check_favor, weights_of
 from fairlead.view.schema import NUM_REPLICA_COLUMNS, NUM_REQUEST_COLUMNS, View
 from fairlead.workload.requests import Requests
 from fairlead.workload.scenario import generate, load_scenario
@@ -31,6 +31,14 @@ def test_names_and_columns_fit_together() -> None:
 
 def test_the_schema_hash_changes_with_the_features() -> None:
     assert schema.schema_hash(FEATURES) != schema.schema_hash(FEATURES[1:])
+
+
+def test_the_schema_hash_changes_with_what_the_dial_weighs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A policy trained for 720 times the tail at favor 1 must not be asked for 5760 times by that number."""
+    views_alone = schema.schema_hash(())
+    monkeypatch.setattr(schema, "DIAL", (*DIAL[:2], 720.0, DIAL[3]))
+    assert schema.schema_hash(FEATURES) != SCHEMA_HASH
+    assert schema.schema_hash(()) == views_alone, "logged views hold no favor"
 
 
 def test_features_do_not_know_replica_indices() -> None:

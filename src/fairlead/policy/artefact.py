@@ -123,7 +123,7 @@ class OnnxRouter:
         expected = schema_hash(features)
         if self.metadata.schema_hash != expected:
             raise FairleadError(
-                f"{path} was trained on another view schema ({self.metadata.schema_hash}, fairlead "
+                f"{path} was trained on another view schema or dial ({self.metadata.schema_hash}, fairlead "
                 f"{self.metadata.fairlead_version}) than this program's ({expected}); train it again"
             )
         self._actor = self._compiled(content, len(features), path)

@@ -10,12 +10,13 @@ import torch
 from fairlead.errors import FairleadError
 from fairlead.train.config import TrainConfig
 
-VERSION = 2
+VERSION = 3
 FIELDS = frozenset(
     {
         "version",
         "config",
         "config_hash",
+        "schema_hash",
         "iteration",
         "decisions",
         "network",

@@ -22,6 +22,7 @@ from fairlead.train.demonstrations import Demonstrations
 from fairlead.train.profiler import Profiler
 from fairlead.train.returns import RewardScale
 from fairlead.train.rollout import Observation
+from fairlead.view.schema import schema_hash
 
 
 @dataclass
@@ -117,10 +118,11 @@ def imitation_optimiser(network: RouterNetwork) -> torch.optim.Optimizer:
     return torch.optim.Adam(network.actor_parameters())
 
 
-def contents(state: TrainState) -> dict[str, Any]:
+def contents(state: TrainState, features: tuple[str, ...]) -> dict[str, Any]:
     """The state as plain data and tensors, for `checkpoint.save`."""
     best = state.best
     return {
+        "schema_hash": schema_hash(features),
         "iteration": state.iteration,
         "decisions": state.decisions,
         "network": state.network.state_dict(),
@@ -144,9 +146,18 @@ def contents(state: TrainState) -> dict[str, Any]:
 
 
 def restore(saved: dict[str, Any], config: TrainConfig, features: tuple[str, ...]) -> TrainState:
-    """The state that `contents` was made from."""
+    """The state that `contents` was made from.
+
+    Raises:
+        FairleadError: if it learnt from other features, or from a dial that meant something else.
+    """
     state = fresh(config.model_copy(update={"start_from": None}), features)
     load_weights(state.network, saved["network"])
+    if saved["schema_hash"] != schema_hash(features):
+        raise FairleadError(
+            "the checkpoint belongs to another view schema or dial (schema hash "
+            f"{saved['schema_hash']}, here {schema_hash(features)}); start a new run"
+        )
     imitation = saved["imitation"]
     if config.imitation is None or imitation["round"] == config.imitation.rounds:
         state.optimiser = ppo.make_optimiser(state.network)

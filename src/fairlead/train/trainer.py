@@ -96,7 +96,7 @@ class Run:
     def save(self, state: TrainState) -> None:
         """Write the checkpoint."""
         with state.profiler.phase("checkpoint"):
-            checkpoint.save(self.directory / "checkpoint.pt", contents(state), self.config)
+            checkpoint.save(self.directory / "checkpoint.pt", contents(state, self.features), self.config)
 
     def judge(self, state: TrainState) -> Judgement:
         """Evaluate the network as it is and keep it if it is the best; NaN without an evaluation."""

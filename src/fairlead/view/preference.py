@@ -16,6 +16,10 @@ LEAST_TTFT_WEIGHT = 0.5
 MOST_TTFT_WEIGHT = 160.0
 MOST_TAIL_WEIGHT = 5760.0
 """Weights at favor 1."""
+POWER = 4
+"""Of favor, by which both grow."""
+DIAL = (LEAST_TTFT_WEIGHT, MOST_TTFT_WEIGHT, MOST_TAIL_WEIGHT, POWER)
+"""All that tells what a value of favor means."""
 DEFAULT_FAVOR = 0.75
 """Where a p99 TTFT like the best heuristic's costs hardly any end-to-end latency (docs/results.md)."""
 
@@ -48,8 +52,8 @@ def check_favor(favor: float) -> float:
 @njit(inline=True)
 def dial(favor: float) -> tuple[float, float, float]:
     """`weights_of`, for compiled code."""
-    ttft = LEAST_TTFT_WEIGHT + (MOST_TTFT_WEIGHT - LEAST_TTFT_WEIGHT) * favor**4
-    return ttft, 1.0, MOST_TAIL_WEIGHT * favor**4
+    ttft = LEAST_TTFT_WEIGHT + (MOST_TTFT_WEIGHT - LEAST_TTFT_WEIGHT) * favor**POWER
+    return ttft, 1.0, MOST_TAIL_WEIGHT * favor**POWER
 
 
 def weights_of(favor: float) -> Weights:

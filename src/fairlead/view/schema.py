@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fairlead.view.preference import DIAL
+
 
 class Column(NamedTuple):
     """One named quantity of the view."""
@@ -116,9 +118,10 @@ class View(NamedTuple):
 
 
 def schema_hash(features: tuple[str, ...]) -> str:
-    """A short hash of the view's columns and of the feature names built from them.
+    """A short hash of the view's columns, of the feature names built from them, and of what the dial weighs.
 
-    An exported policy carries it; a policy with another hash is refused.
+    An exported policy carries it; a policy with another hash is refused. The dial counts where it is a
+    feature: a policy asks for the weights it was trained for by that number.
     """
-    text = repr((REPLICA_COLUMNS, REQUEST_COLUMNS, features))
+    text = repr((REPLICA_COLUMNS, REQUEST_COLUMNS, features, *(DIAL if "favor" in features else ())))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
