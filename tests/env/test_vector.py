@@ -182,6 +182,14 @@ def test_teacher_costs_know_who_is_fast() -> None:
     np.testing.assert_allclose(costs, np.einsum("kj,jkr->kr", env.weights, np.array(alone)), rtol=1e-9)
 
 
+def test_fewer_clusters_weigh_mostly_the_tail_if_asked_for() -> None:
+    """The same draws, pushed towards the lower end of the range; arrivals and loads stay what they were."""
+    even, pushed = (small(num_envs=64, favor=(0.2, 1.0), favor_power=power) for power in (1.0, 2.0))
+    np.testing.assert_allclose((pushed.favor - 0.2) / 0.8, ((even.favor - 0.2) / 0.8) ** 2, rtol=1e-12)
+    assert np.array_equal(even.loads, pushed.loads)
+    assert np.array_equal(even.reset(seed=3)[0][..., 0], pushed.reset(seed=3)[0][..., 0])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -190,6 +198,7 @@ def test_teacher_costs_know_who_is_fast() -> None:
         ({"load": (0.0, 0.5)}, "load 0 is not between"),
         ({"load": (0.5, 1.5)}, "load 1.5 is not between"),
         ({"favor": (0.5, 2.0)}, r"favor 2 is not in \[0, 1\]"),
+        ({"favor_power": 0.0}, "favor_power is 0: it must be a positive number"),
         ({"scenarios": [DEMO[0], load_scenario("chat-8")]}, "cannot be stepped together"),
     ],
 )

@@ -80,6 +80,7 @@ def plan(scenario: Scenario, steps: int = 40, minutes: float = 1.0, **bounds: fl
         lambda count, seed: generate(scenario, requests=count, rate=RATE, seed=seed, split="train"),
         steps,
         (0.5, 0.5),
+        1.0,
         Bounds(minutes, **bounds),
         speed=SPEED,
     )

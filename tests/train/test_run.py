@@ -47,6 +47,21 @@ def test_a_run_leaves_a_policy_that_says_how_it_was_made(run_directory: Path) ->
     assert [s.hash() for s in scenarios] == [s.hash() for s in DEMO]
 
 
+def test_ppo_sees_fewer_clusters_that_weigh_the_tail_and_imitation_all_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: dict[int, float] = {}
+
+    class Noted(RouterVectorEnv):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            made[options["group"]] = options["favor_power"]
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr(fairlead.train.run, "RouterVectorEnv", Noted)
+    train(TrainConfig.model_validate(SMALL), DEMO, tmp_path / "run")
+    assert made == {1: 1.0, 4: TrainConfig().environment.favor_power} == {1: 1.0, 4: 2.0}
+
+
 def test_training_twice_gives_the_same_policy(run_directory: Path, tmp_path: Path) -> None:
     train(TrainConfig.model_validate(SMALL), DEMO, tmp_path / "again")
     first, second = (p / "policy.onnx" for p in (run_directory, tmp_path / "again"))

@@ -76,6 +76,7 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
         episode_requests: int = 1024,
         load: Range | None = None,
         favor: Range = (DEFAULT_FAVOR, DEFAULT_FAVOR),
+        favor_power: float = 1.0,
         reward: SojournReward | HybridReward | None = None,
         safety: SafetyConfig | None = None,
         seed: int = 0,
@@ -91,6 +92,8 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
             load: range from which a group's load is drawn, as fractions of capacity; by default from the
                 lowest of its scenario's own loads to a little above the highest.
             favor: range from which a group's point on the dial is drawn.
+            favor_power: of the uniform number that says how far into that range: above 1, fewer groups
+                are near its upper end.
             reward: which reward; `sojourn` by default.
             safety: the limits that are watched.
             seed: of everything random here, until `reset` is given another.
@@ -112,10 +115,12 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
             check_load(bound)
         for bound in favor:
             check_favor(bound)
+        if not 0.0 < favor_power < np.inf:
+            raise FairleadError(f"favor_power is {favor_power:g}: it must be a positive number")
         self.num_envs, self.group, self.episode_requests = num_envs, group, episode_requests
         self.scenarios, self.split = tuple(scenarios), split
         self.group_shares: Mapping[str, float] | None = None
-        self.load_range, self.favor_range = load, favor
+        self.load_range, self.favor_range, self.favor_power = load, favor, favor_power
         self.reward_config, self.safety = reward or SojournReward(), safety or SafetyConfig()
         self._shadow_router = shadow_router(self.reward_config)
         self.single_observation_space = spaces.Box(
@@ -191,11 +196,11 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
             self.group_shares = scenarios
             self._deal()
 
-    def _draw(self, name: str, bounds: Sequence[Range]) -> Floats:
-        """A uniform number for each group, between its bounds, repeated for its clusters: (K,)."""
+    def _draw(self, name: str, bounds: Sequence[Range], power: float = 1.0) -> Floats:
+        """A number for each group, between its bounds (power 1: uniform), repeated for its clusters: (K,)."""
         low, high = np.array(bounds).T
-        draws = rng.stream(self._seed, self.split, "env", name, self._episode).uniform(low, high)
-        return np.repeat(draws, self.group)
+        parts = rng.stream(self._seed, self.split, "env", name, self._episode).random(len(low)) ** power
+        return np.repeat(low + (high - low) * parts, self.group)
 
     def _requests(self, g: int) -> Requests:
         # One more than is routed, because the last observation of an episode is that of the next decision.
@@ -208,7 +213,7 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
 
     def _begin_episode(self) -> None:
         self.loads = self._draw("load", [self.load_range or own_loads(s) for s in self._dealt])
-        self.favor = self._draw("favor", [self.favor_range] * len(self._dealt))
+        self.favor = self._draw("favor", [self.favor_range] * len(self._dealt), self.favor_power)
         requests = [self._requests(g) for g in range(len(self._dealt))]
         if self._new:
             self._new = False

@@ -122,6 +122,10 @@ class EnvironmentConfig(Section):
     lowest of the scenario's own `loads` to 0.05 above the highest."""
     favor: tuple[float, float] = (0.0, 1.0)
     """Range of the dial (0 favors E2E, 1 TTFT): one policy learns all of it."""
+    favor_power: Positive = 2.0
+    """How PPO's clusters are spread over that range: favor is drawn as low + (high - low) * u^power, u from
+    0 to 1. Above 1 fewer of them weigh mostly the tail, whose costs are rare and large, so that little is
+    learnt from each (docs/experiments.md). Imitation, whose prices owe less to chance, draws it evenly."""
     reward: RewardConfig = SojournReward()
     """What is maximised: `sojourn`, or `hybrid` with its many settings."""
     safety: SafetyConfig = SafetyConfig()

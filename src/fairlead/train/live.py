@@ -194,6 +194,7 @@ def _plan(
         requests,
         config.ppo.rollout_steps,
         config.environment.favor,
+        config.environment.favor_power,
         Bounds(config.minutes or DEFAULT_MINUTES, live.request_s, live.drain_s),
         _reserve_s(live, rate, speed),
         speed,

@@ -167,6 +167,8 @@ class LivePlan:
     """Decisions in an episode."""
     favor: tuple[float, float]
     """Range of the dial, drawn anew for each episode."""
+    favor_power: float
+    """Of the uniform number that says how far into that range."""
     bounds: Bounds
     reserve_s: float = 0.0
     """Of the time allowed, what is to be left when training ends."""
@@ -283,9 +285,11 @@ class LiveEnv:
         requests = plan.requests(plan.steps + 1, seed)
         lasts_s = float(requests.arrival_s[-1]) / plan.speed
         self._check_time(lasts_s)
-        draw = rng.stream(seed, "train", "live", "favor").uniform(*plan.favor)
-        self._favor_weights = np.array(weights_of(float(draw)))
-        self._router.begin(plan.steps, float(draw))
+        low, high = plan.favor
+        part = rng.stream(seed, "train", "live", "favor").random() ** plan.favor_power
+        favor = low + (high - low) * float(part)
+        self._favor_weights = np.array(weights_of(favor))
+        self._router.begin(plan.steps, favor)
         self._episode = asyncio.run_coroutine_threadsafe(self._serve(requests), self._loop)
         self._before = self._next()
         return self._before.features, {"elapsed_s": np.zeros(1)}

@@ -88,7 +88,7 @@ def train(
     length = config.ppo.rollout_steps * config.ppo.reset_every
     round_ = 0 if config.imitation is None else max(config.imitation.steps, config.imitation.teacher_steps)
 
-    def environments(total: int, group: int, length: int) -> list[RouterVectorEnv]:
+    def environments(total: int, group: int, length: int, favor_power: float) -> list[RouterVectorEnv]:
         settings = config.environment
         counts = [len(each) for each in by_size.values()]
         return [
@@ -99,6 +99,7 @@ def train(
                 episode_requests=length,
                 load=settings.load,
                 favor=settings.favor,
+                favor_power=favor_power,
                 reward=settings.reward,
                 safety=settings.safety,
             )
@@ -108,8 +109,15 @@ def train(
     result = trainer.train(
         config,
         out,
-        lambda: environments(config.environment.num_envs, config.environment.group, length),
-        make_imitation_env=lambda: environments(config.environment.imitation_envs, 1, max(length, round_)),
+        lambda: environments(
+            config.environment.num_envs,
+            config.environment.group,
+            length,
+            config.environment.favor_power,
+        ),
+        make_imitation_env=lambda: environments(
+            config.environment.imitation_envs, 1, max(length, round_), favor_power=1.0
+        ),
         teacher=teacher,
         evaluate=judge,
         on_progress=lambda event: show(event, progress, say),
