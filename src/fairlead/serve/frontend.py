@@ -15,7 +15,6 @@ import httptools
 from fairlead.serve.known import cut_length, keep
 from fairlead.serve.messages import answer, error_body
 from fairlead.serve.request import KnownHead, Request, Sink, examine
-from fairlead.serve.sending import descriptor, send
 from fairlead.serve.settings import Limits, Timeouts
 
 LINGER_S = 2.0
@@ -50,7 +49,6 @@ class ClientConnection(asyncio.Protocol):
         "_broken",
         "_chunk_bytes",
         "_closing",
-        "_fd",
         "_head_bytes",
         "_head_first",
         "_incoming",
@@ -90,7 +88,6 @@ class ClientConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has connected."""
         self._transport = cast(asyncio.Transport, transport)
-        self._fd = descriptor(self._transport)
         peer = transport.get_extra_info("peername")
         self.peer = peer[0].encode() if isinstance(peer, tuple) else b"unknown"
         self._parser = httptools.HttpRequestParser(self)
@@ -241,7 +238,7 @@ class ClientConnection(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         """Send a piece of the answer."""
         if not self._closing:
-            send(self._transport, self._fd, data)
+            self._transport.write(data)
 
     def read(self, wanted: bool) -> None:
         """Read from the client, or leave it waiting (so that a long upload does not pile up)."""

@@ -17,7 +17,6 @@ import httptools
 from fairlead.errors import FairleadError
 from fairlead.serve.known import cut_length, keep
 from fairlead.serve.messages import Headers
-from fairlead.serve.sending import descriptor, send
 
 MAX_ANSWER_HEAD = 65_536
 """Bytes of an answer's head; a longer one is a fault of the backend."""
@@ -69,7 +68,6 @@ class UpstreamConnection(asyncio.Protocol):
         "_caller",
         "_closed",
         "_closes",
-        "_fd",
         "_headers",
         "_heard",
         "_informational",
@@ -122,7 +120,7 @@ class UpstreamConnection(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         """Send a piece of the request."""
         if not self._closed:
-            send(self._transport, self._fd, data)
+            self._transport.write(data)
 
     def read(self, wanted: bool) -> None:
         """Read the answer, or leave the backend waiting (the client is slow)."""
@@ -153,7 +151,6 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection is there."""
         self._transport = cast(asyncio.Transport, transport)
-        self._fd = descriptor(self._transport)
         self._pool.connections.add(self)
 
     def connection_lost(self, error: Exception | None) -> None:
