@@ -17,7 +17,7 @@ until the answer (not of what was added: that may be nothing, or less), as the g
 with a 95 % interval (Student's t over the logarithms). Both are printed as Markdown.
 
 Ours decides with `--policy`. `ours (least_work)` decides by a heuristic, `copy` is a bare copying proxy on
-the same libraries: the floor.
+the same libraries: the floor. The public ones decide at random, and by what they know of prompts.
 """
 
 import argparse
@@ -37,14 +37,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import uvloop
-from gateways import PUBLIC, free_port, install, running, say, wait_until_it_serves
+from gateways import PUBLIC, free_port, install, running, say, wait_until_it_serves, wanted
 from instant import MODEL
 from scipy import stats
 
 from fairlead.errors import FairleadError
 
 KINDS = ("json", "json-16k", "sse")
-PEERS = {"smg": "random", "sglang-router": "random", "vllm-router": "random"}
+PEERS = tuple(f"{name}:{policy}" for name in PUBLIC for policy in ("random", "cache_aware"))
+"""The policy that reads nothing of a request, and one that does; ours reads it too."""
 OURS, DIRECT = "ours (network)", "direct"
 COMPARED = ("cpu_ms", "p50_ms", "p99_ms")
 Rows = Mapping[str, Mapping[str, float]]
@@ -231,7 +232,9 @@ def main() -> None:
     parser.add_argument(
         "--environments", type=Path, default=Path(".environments"), help="where the peers are"
     )
-    parser.add_argument("--peers", default=",".join(PEERS), help="names separated by commas; empty: none")
+    parser.add_argument(
+        "--peers", default=",".join(PEERS), help="GATEWAY:POLICY, separated by commas; empty: none"
+    )
     parser.add_argument("--policy", default="fairlead/generalist", help="of ours; or a policy.onnx")
     parser.add_argument("--seconds", type=float, default=0.25, help="of each turn")
     parser.add_argument("--rounds", type=int, default=20)
@@ -257,13 +260,13 @@ def main() -> None:
             "ours (least_work)": lambda port: [*serve, "--policy", "least_work", "--port", str(port)],
             "copy": lambda port: [*pin, *instant, str(port), "--copy", str(ports[0])],
         }
-        for name in filter(None, options.peers.split(",")):
+        for name, policy in wanted(filter(None, options.peers.split(",")), []):
             root = install(name, options.environments)
 
-            def peer(port: int, name: str = name, root: Path = root) -> list[str]:
-                return [*pin, *PUBLIC[name].command(root, PEERS[name], port, urls)]
+            def peer(port: int, name: str = name, policy: str = policy, root: Path = root) -> list[str]:
+                return [*pin, *PUBLIC[name].command(root, policy, port, urls)]
 
-            commands[f"{name} ({PEERS[name]})"] = peer
+            commands[f"{name} ({policy})"] = peer
         children = {}
         for name, command in commands.items():
             port = free_port()

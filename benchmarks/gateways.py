@@ -30,7 +30,7 @@ import time
 import urllib.error
 import urllib.request
 import venv
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -360,7 +360,7 @@ def table(rows: Sequence[Row]) -> str:
     )
 
 
-def wanted(texts: Sequence[str], ours: Sequence[str]) -> list[Name]:
+def wanted(texts: Iterable[str], ours: Sequence[str]) -> list[Name]:
     """(gateway, policy) pairs: ours, then those after the colon of each public gateway, or all it has."""
     pairs = [(OURS, policy) for policy in ours]
     for text in texts:
