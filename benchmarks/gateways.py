@@ -4,8 +4,9 @@
 
 Each of the public gateways (`smg`, `sglang-router`, `vllm-router`, pinned, from PyPI) is installed into an
 environment of its own below `--environments`. One gateway after the other, with one policy after the other,
-stands before a fresh emulator and is sent the same requests at the same times; prompts are unlike each other,
-so that no cache of prefixes can help. Our gateway is told what the scenario declares about its replicas, in
+stands before a fresh emulator and is sent the same requests at the same times. Where the scenario has sessions,
+prompts share their text as far as the scenario's blocks are the same, and each request names its session as
+every gateway wants it: in the body (`user`) and in headers; elsewhere prompts are unlike each other. Our gateway is told what the scenario declares about its replicas, in
 its settings; the others have no place for it. The output lengths are known to the emulator alone. `simulated`
 repeats our routers in the simulator on the same requests: the difference is what the real world adds.
 
@@ -60,6 +61,8 @@ BETWEEN_RUNS_S = 15.0
 Name = tuple[str, str]
 """A gateway and its policy."""
 Row = dict[str, Any]
+SESSION_HEADERS = ("X-Session-ID", "X-SMG-Routing-Key")
+"""Where vllm-router's and smg's policies look for a request's session."""
 COMPARED = ("ttft_mean_s", "ttft_p99_s", "e2e_mean_s", "e2e_p99_s")
 SHOWN = ("ttft_mean_s", "ttft_p50_s", "ttft_p99_s", "e2e_mean_s", "e2e_p50_s", "e2e_p99_s", "imbalance")
 
@@ -82,13 +85,14 @@ def _vllm_router(root: Path, policy: str, port: int, backends: Sequence[str]) ->
 
 def _sglang_router(root: Path, policy: str, port: int, backends: Sequence[str]) -> list[str]:
     options = ["--policy", policy, "--port", str(port), "--prometheus-port", str(free_port())]
+    options += ["--assignment-mode", "min_load"]  # of new sessions, by `manual`
     program = str(root / "bin" / "sglang-router")
     return [program, "launch", *options, "--log-level", "warn", "--worker-urls", *backends]
 
 
 def _smg(root: Path, policy: str, port: int, backends: Sequence[str]) -> list[str]:
     options = ["--policy", policy, "--port", str(port), "--prometheus-port", str(free_port())]
-    options += ["--backend", "vllm", "--log-level", "warn"]
+    options += ["--backend", "vllm", "--log-level", "warn", "--assignment-mode", "min_load"]
     return [str(root / "bin" / "smg"), "launch", *options, "--worker-urls", *backends]
 
 
@@ -97,12 +101,14 @@ PUBLIC = {
         "smg==1.13.0",
         (
             *("random", "round_robin", "power_of_two", "least_load", "cache_aware"),
-            *("consistent_hashing", "prefix_hash"),
+            *("consistent_hashing", "prefix_hash", "manual"),
         ),
         _smg,
     ),
     "sglang-router": Gateway(
-        "sglang-router==0.3.2", ("random", "round_robin", "power_of_two", "cache_aware"), _sglang_router
+        "sglang-router==0.3.2",
+        ("random", "round_robin", "power_of_two", "cache_aware", "manual"),
+        _sglang_router,
     ),
     "vllm-router": Gateway(
         "vllm-router==0.1.17",
@@ -212,7 +218,16 @@ def measure(
             url = f"http://127.0.0.1:{port}"
             wait_until_it_serves(url, scenario.model, child, log)
             before = cpu_seconds(child.pid), cpu_seconds(emulator.pid)
-            live = uvloop.run(replay(url, requests, model=scenario.model, lengths="hint", speed=speed))
+            live = uvloop.run(
+                replay(
+                    url,
+                    requests,
+                    model=scenario.model,
+                    lengths="hint",
+                    speed=speed,
+                    session_headers=SESSION_HEADERS,
+                )
+            )
             gateway_cpu_s = cpu_seconds(child.pid) - before[0]
             emulator_cpu_s = cpu_seconds(emulator.pid) - before[1]
     return {

@@ -10,6 +10,7 @@ import math
 import re
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, cast
 from urllib.parse import urlsplit
@@ -116,6 +117,7 @@ async def replay(
     speed: float = 1.0,
     timeout_s: float = 300.0,
     watch: Watch | None = None,
+    session_headers: Sequence[str] = (),
 ) -> LiveRun:
     """Sends `requests` to `url` as streamed completions, each at its time, and waits for all answers.
 
@@ -123,7 +125,8 @@ async def replay(
 
     Args:
         url: `http://host:port` of a server or gateway.
-        requests: N requests. Each carries its number as `X-Request-Id`.
+        requests: N requests. Each carries its number as `X-Request-Id`, and its session, if it has one, as
+            `user`.
         model: the name to ask for.
         lengths: how the server learns the output lengths.
         prompts: what is sent; default: as many words as each prompt has tokens. Where blocks have the same
@@ -131,6 +134,7 @@ async def replay(
         speed: that of the servers' time: arrivals come so many times as fast, measured times are multiplied.
         timeout_s: a request that takes longer (s of the wall) has failed.
         watch: told of everything as it happens.
+        session_headers: names of headers that say the session too, for routers that look there.
 
     Raises:
         FairleadError: if `url` is not an address of a server.
@@ -152,8 +156,11 @@ async def replay(
             while (wait_s := due_s - time.perf_counter()) > 0:
                 await asyncio.sleep(wait_s)
             blocks = _contents(requests, i) if lengths == "hint" else None
-            body = _body(model, prompts.prompt(i), int(requests.output_tokens[i]), blocks, lengths)
-            message = b"%bX-Request-Id: %d\r\nContent-Length: %d\r\n\r\n%b" % (head, i, len(body), body)
+            session = _session(requests, i)
+            body = _body(model, prompts.prompt(i), int(requests.output_tokens[i]), blocks, lengths, session)
+            said = "".join(f"{name}: {session}\r\n" for name in session_headers if session).encode()
+            lines = b"%bX-Request-Id: %d\r\nContent-Length: %d\r\n" % (said, i, len(body))
+            message = b"%b%b\r\n%b" % (head, lines, body)
             call = _Call(message, due_s, loop.create_future(), watch)
             call.timer = loop.call_later(timeout_s, call.fail, f"no complete answer after {timeout_s:g} s")
             calls.append(call)
@@ -175,8 +182,19 @@ def _contents(requests: Requests, i: int) -> list[int] | None:
     return [int(each) for each in content.ids[content.offsets[i] : content.offsets[i + 1]]]
 
 
+def _session(requests: Requests, i: int) -> str:
+    """The name of the session of request i; empty if it belongs to none."""
+    number = 0 if requests.session is None else int(requests.session[i])
+    return f"session-{number}" if number else ""
+
+
 def _body(
-    model: str, prompt: str | list[int], output_tokens: int, blocks: list[int] | None, lengths: Lengths
+    model: str,
+    prompt: str | list[int],
+    output_tokens: int,
+    blocks: list[int] | None,
+    lengths: Lengths,
+    session: str,
 ) -> bytes:
     fields: dict[str, object] = {
         "model": model,
@@ -184,6 +202,8 @@ def _body(
         "stream": True,
         "stream_options": {"include_usage": True},
     }
+    if session:
+        fields["user"] = session
     if lengths == "limit":
         fields |= {"max_tokens": output_tokens, "ignore_eos": True}
     else:
