@@ -283,7 +283,8 @@ def main() -> None:
                 {kind: round_of(children, ports[0], kind, options.seconds, number) for kind in KINDS}
             )
         others = busy_seconds() - sum(map(cpu_time, measured)) - before
-        load = others / (time.perf_counter() - began)
+        # Of an idle machine the difference of the kernel's two accounts is now and then a little below 0.
+        load = max(0.0, others / (time.perf_counter() - began))
     medians, ratios = summary(rounds)
     print(tables(medians, ratios))
     print(f"\n{options.rounds} rounds, {len(cores)} cores; other programs kept {load:.2f} cores busy")
