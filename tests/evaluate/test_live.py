@@ -111,12 +111,18 @@ def test_sessions_are_named_as_routers_want_them():
     async def record(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             head = await reader.readuntil(b"\r\n\r\n")
-            body = json.loads(await reader.readexactly(int(head.partition(b"Content-Length: ")[2].split()[0])))
+            body = json.loads(
+                await reader.readexactly(int(head.partition(b"Content-Length: ")[2].split()[0]))
+            )
             name = str(body.get("user", ""))
-            seen.append((name, f"X-Session-ID: {name}\r\n".encode() in head if name else b"X-Session" in head))
+            seen.append(
+                (name, f"X-Session-ID: {name}\r\n".encode() in head if name else b"X-Session" in head)
+            )
             writer.write(answer(1))
 
-    wanted = Requests(np.array([0.0, 0.01, 0.02]), np.ones(3), np.ones(3), session=np.array([7, 0, 7]))
+    wanted = Requests(
+        np.array([0.0, 0.01, 0.02]), np.ones(3, np.int64), np.ones(3, np.int64), session=np.array([7, 0, 7])
+    )
     result = run(record, wanted, session_headers=["X-Session-ID"])
     assert result.failed == 0
     assert sorted(seen) == [("", False), ("session-7", True), ("session-7", True)]

@@ -61,5 +61,6 @@ def test_a_suite_where_one_scenario_is_needed_is_an_error_that_says_so():
 def test_one_scenario_can_be_a_variant():
     assert load_variant("chat-unequal:8~3") == load_scenarios("chat-unequal:8~3")[0]
     assert load_variant("chat-unequal") == load_scenario("chat-unequal")
+    assert load_variant("chat-unequal:8~3@0.5").name == "chat-unequal:8~3@0.5"
     with pytest.raises(FairleadError, match="suite of scenarios, and one is needed"):
         load_variant("suite/standard:8")

@@ -18,7 +18,8 @@ OneScenario = Annotated[
         "-s",
         metavar="NAME_OR_FILE",
         help="A scenario that ships with Fairlead (see `fairlead scenarios`) or a YAML file of your own. "
-        "`NAME:16` is one with 16 replicas, `NAME~3` one on hardware drawn at random.",
+        "`NAME:16` is one with 16 replicas, `NAME~3` one on hardware drawn at random, `NAME@1.2` one at that "
+        "load.",
         show_default=False,
     ),
 ]
@@ -29,7 +30,8 @@ ManyScenarios = Annotated[
         "-s",
         metavar="NAME_OR_FILE,...",
         help="Scenarios: names, YAML files or `suite/standard`, separated by commas, or the option repeated. "
-        "`NAME:16` is one with 16 replicas, `NAME~3` one on hardware drawn at random.",
+        "`NAME:16` is one with 16 replicas, `NAME~3` one on hardware drawn at random, `NAME@1.2` one at that "
+        "load.",
         show_default=False,
     ),
 ]

@@ -12,6 +12,7 @@ from pydantic import Field
 from fairlead.errors import FairleadError
 from fairlead.section import Section, did_you_mean
 from fairlead.workload.drawing import split_draw, with_drawn_hardware
+from fairlead.workload.loads import split_load, with_load
 from fairlead.workload.scaling import split_count, with_replicas
 from fairlead.workload.scenario import SUITE_PREFIX, Scenario, load_scenario
 
@@ -48,35 +49,41 @@ def load_variant(name_or_file: str) -> Scenario:
     """The one scenario that a text names, as `load_scenario`; or a variant of it.
 
     `:16` behind it multiplies the replicas to 16 (`with_replicas`), `~3` puts it on hardware number 3 of
-    those drawn at random (`with_drawn_hardware`); `NAME:16~3` is both.
+    those drawn at random (`with_drawn_hardware`), `@1.2` has it at that load alone (`with_load`);
+    `NAME:16~3@1.2` is all three.
 
     Raises:
-        FairleadError: as `load_scenario`, `with_replicas` and `with_drawn_hardware`.
+        FairleadError: as `load_scenario`, `with_replicas`, `with_drawn_hardware` and `with_load`.
     """
-    name, replicas, draw = _split(name_or_file)
-    return _vary(load_scenario(name), replicas, draw)
+    name, replicas, draw, load = _split(name_or_file)
+    return _vary(load_scenario(name), replicas, draw, load)
 
 
 def load_scenarios(name_or_file: str) -> list[Scenario]:
     """The scenarios that a text names: those of `suite/NAME`, or the one of `load_variant`.
 
-    `:16` and `~3` behind a suite hold for each of its scenarios.
+    `:16`, `~3` and `@1.2` behind a suite hold for each of its scenarios.
 
     Raises:
         FairleadError: if there is no such suite, and as `load_variant`.
     """
-    name, replicas, draw = _split(name_or_file)
+    name, replicas, draw, load = _split(name_or_file)
     is_suite = name.startswith(SUITE_PREFIX) and not name.endswith((".yaml", ".yml"))
     names = load_suite(name).scenarios if is_suite else [name]
-    return [_vary(load_scenario(each), replicas, draw) for each in names]
+    return [_vary(load_scenario(each), replicas, draw, load) for each in names]
 
 
-def _split(text: str) -> tuple[str, int | None, int | None]:
-    name, draw = split_draw(text)
-    return (*split_count(name), draw)
+def _split(text: str) -> tuple[str, int | None, int | None, float | None]:
+    """Name, replicas, number of the drawn hardware and load; None: as the scenario has it."""
+    rest, load = split_load(text)
+    rest, draw = split_draw(rest)
+    name, replicas = split_count(rest)
+    return name, replicas, draw, load
 
 
-def _vary(scenario: Scenario, replicas: int | None, draw: int | None) -> Scenario:
+def _vary(scenario: Scenario, replicas: int | None, draw: int | None, load: float | None) -> Scenario:
     if replicas is not None:
         scenario = with_replicas(scenario, replicas)
-    return scenario if draw is None else with_drawn_hardware(scenario, draw)
+    if draw is not None:
+        scenario = with_drawn_hardware(scenario, draw)
+    return scenario if load is None else with_load(scenario, load)
