@@ -1,0 +1,36 @@
+"""What the policy that ships is worth, on held-out requests: against the best heuristic of each setting."""
+
+from collections.abc import Mapping
+
+import pytest
+
+from fairlead.policy.artefact import OnnxRouter
+from fairlead.policy.packaged import DIRECTORY
+from fairlead.train.validation import Setting, Validation
+from fairlead.view.preference import DEFAULT_FAVOR
+from fairlead.workload.suites import load_variant
+
+
+def ratios(*names: str) -> Mapping[Setting, float]:
+    """What the dial weighs, over the best heuristic's; below 1 the policy wins."""
+    scenarios = [load_variant(name) for name in names]
+    validation = Validation(scenarios, None, (DEFAULT_FAVOR, 1.0), seeds=4, requests=1500)
+    return validation(OnnxRouter(DIRECTORY / "generalist.onnx")).ratios
+
+
+@pytest.mark.parametrize(("name", "at_most"), [("chat-unequal", 0.99), ("chat-undeclared", 0.9)])
+def test_it_wins_where_replicas_differ(name, at_most):
+    found = ratios(name)
+    assert max(found.values()) < at_most, found
+
+
+@pytest.mark.parametrize("name", ["chat-equal@1.2", "chat-stale@1.2", "chat-undeclared@1.2"])
+def test_it_does_not_fail_when_more_comes_than_the_cluster_can_serve(name):
+    """A policy that was trained at the suite's loads alone was 1.3 to 1.8 times as bad as the best heuristic."""
+    found = ratios(name)
+    assert max(found.values()) < 1.08, found
+
+
+def test_it_does_not_fail_in_waves():
+    found = ratios("chat-mmpp", "chat-flash-crowd")
+    assert max(found.values()) < 1.08, found
