@@ -4,11 +4,12 @@
 
 Scenarios and settings are those of src/fairlead/policies/generalist.yaml: its stages are trained one after
 the other, each from where the one before ended, on the recipe's scenarios and those that the stage adds. A
-stage with `kinds` is several trainings, each on scenarios of one kind alone, which then teach these scenarios
-in the next stage without (where several know a scenario, the last one does); where `teacher`, `teachers` or `start_from` name a stage or a kind (`specialise/chat`), its
-policy is meant. The policy replaces generalist.onnx beside that file, and how the training went replaces
-generalist.json. `--set` changes a setting of all stages for a trial, `--scenarios` the scenarios;
-`--no-install` leaves the package alone. An interrupted run goes on with the same command.
+stage with `kinds` is several trainings, each on scenarios of one kind alone, which then teach these
+scenarios in the next stage without (where several know a scenario, the last one does); where `teacher`,
+`teachers` or `start_from` name a stage or a kind (`specialise/chat`), its policy is meant. The policy
+replaces generalist.onnx beside that file, and how the training went replaces generalist.json. `--set`
+changes a setting of all stages for a trial, `--scenarios` the scenarios; `--no-install` leaves the package
+alone. An interrupted run goes on with the same command.
 """
 
 import argparse

@@ -56,6 +56,49 @@ def test_memory_is_bounded():
     assert prefixes._memory.sent_keys.size == 4 * 64
 
 
+def test_as_much_is_remembered_as_the_kv_cache_may_hold():
+    prefixes = Prefixes(None)
+    prefixes.taken_over(1)
+    sets = prefixes._memory.sent_sets
+
+    def chunks(row):
+        return int(sets[row]) * 8
+
+    assert chunks(1) == 16_384
+    prefixes.fit(1, 128_000, 4.0)
+    assert chunks(1) == 4000 and chunks(0) == 16_384  # 2 x 128,000 tokens, 64 of them in a chunk
+    keys = chunk_keys(bytes(range(256)) * 8)
+    out = np.zeros((1, schema.NUM_REPLICA_COLUMNS))
+    prefixes.sent(1, keys)
+    prefixes.fit(1, 130_000, 4.1)  # about as much: nothing is lost
+    prefixes.hits(np.array([1]), keys, 1.0, 99.0, out)
+    assert out[0, schema.EXPECTED_PREFIX_HIT_TOKENS] == 8.0
+    prefixes.fit(1, 128_000, 8.0)  # as many tokens are twice as many chunks: entries have other places
+    prefixes.hits(np.array([1]), keys, 1.0, 99.0, out)
+    assert chunks(1) == 8000 and not out.any()
+    prefixes.fit(1, 1e9, 4.0)
+    assert chunks(1) == 65_536
+    prefixes.taken_over(1)
+    assert chunks(1) == 16_384
+    told = Prefixes(64)
+    told.fit(0, 128_000, 4.0)
+    assert told._memory.sent_sets[0] == 8
+
+
+def test_the_size_of_the_kv_cache_is_read_or_declared(play):
+    async def scene(world):
+        gateway, (backend,) = world.gateway, world.gateway.backends
+        backend.settings = backend.settings.model_copy(update={"kv_capacity_tokens": 64_000})
+        gateway.fit_prefixes(backend)
+        assert gateway.prefixes._memory.sent_sets[backend.row] == 250
+        # Tokens of this text turn out to have eight bytes.
+        gateway.prompts.learn("m", 80_000, 10_000)
+        gateway.fit_prefixes(backend)
+        assert gateway.prefixes._memory.sent_sets[backend.row] == 500
+
+    play(scene, backends=1)
+
+
 def plain_keys(prompt):
     """Keys that are equal where those of `chunk_keys` are."""
     keys, key = [], 0
@@ -108,7 +151,7 @@ LONG = {"model": "m", "prompt": "Once upon a time " * 100, "max_tokens": 1}
 CACHE_METRICS = (
     "vllm:num_requests_running 0\nvllm:num_requests_waiting 0\nvllm:kv_cache_usage_perc 0\n"
     "vllm:prefix_cache_queries_total {queries}\nvllm:prefix_cache_hits_total 0\n"
-    'vllm:cache_config_info{{block_size="16",enable_prefix_caching="{caching}",num_gpu_blocks="9"}} 1\n'
+    'vllm:cache_config_info{{block_size="16",enable_prefix_caching="{caching}"}} 1\n'
 )
 
 

@@ -134,7 +134,8 @@ class Gateway:
         if any(backend.name == settings.label for backend in self.backends):
             raise FairleadError(f"there is a backend called {settings.label} already")
         backend = Backend(settings, self.ledger, self.timeouts)
-        self.prefixes.forget(backend.row)
+        self.prefixes.taken_over(backend.row)
+        self.fit_prefixes(backend)
         backend.discovered = discovered
         self.backends.append(backend)
         self.released()
@@ -355,6 +356,12 @@ class Gateway:
     def restarted(self, backend: Backend) -> None:
         """Nothing that `backend` was sent is cached there any more; what was learnt of its speed stays."""
         self.prefixes.forget(backend.row)
+
+    def fit_prefixes(self, backend: Backend) -> None:
+        """Remember of what `backend` was sent in proportion to its KV cache, if its size is known."""
+        read = 0 if backend.reading is None else backend.reading.kv_capacity_tokens
+        if capacity := backend.settings.kv_capacity_tokens or read:
+            self.prefixes.fit(backend.row, capacity, self.prompts.bytes_per_token(backend.models))
 
     def ended(self, exchange: Exchange, backend: Backend | None) -> None:
         """Book an exchange that is over; `backend` is where it was last."""

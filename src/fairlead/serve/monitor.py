@@ -122,6 +122,7 @@ class Monitor:
         if backend.settings.kv_capacity_tokens is not None:
             reading = reading._replace(kv_capacity_tokens=0)  # what was declared stands
         self._gateway.ledger.scraped(backend.row, reading, monotonic())
+        self._gateway.fit_prefixes(backend)
 
     async def _sweep_for_ever(self) -> None:
         while True:

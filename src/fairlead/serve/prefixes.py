@@ -1,7 +1,8 @@
 """Which prompts each backend was sent: how much of a new one it may still have cached.
 
-A prompt's JSON is cut into chunks of `CHUNK_BYTES`; each chunk's key depends on all before it. The memory per
-backend is bounded (`view.prefixes`), whatever clients send.
+A prompt's JSON is cut into chunks of `CHUNK_BYTES`; each chunk's key depends on all before it. The memory
+per backend is bounded (`view.prefixes`), whatever clients send, and as large as in the simulator: a
+multiple of what the backend's KV cache holds, once that is known.
 """
 
 import os
@@ -11,13 +12,19 @@ import numpy as np
 import numpy.typing as npt
 
 from fairlead.compiled import njit
-from fairlead.view.prefixes import PrefixMemory, expected_hit, new_memory, remember
+from fairlead.view.prefixes import REMEMBERED, PrefixMemory, expected_hit, new_memory, remember, sets_for
 from fairlead.view.schema import EXPECTED_PREFIX_HIT_TOKENS
 
 CHUNK_BYTES = 256
 """About 64 tokens: finer would cost more time than a hit is worth."""
 MAX_CHUNKS = 2048
 """Of a longer prompt only the beginning is remembered."""
+MOST_CHUNKS = 65_536
+"""Remembered of a backend, however large its KV cache is: 1 MiB."""
+WHERE_UNKNOWN = 16_384
+"""Chunks remembered of a backend whose KV cache has a size that nobody told."""
+MUCH = 1.4
+"""A memory is made anew where it should be larger or smaller by such a factor."""
 
 
 _WORD = np.dtype(np.uint64)
@@ -43,10 +50,12 @@ NO_KEYS = np.zeros(0, np.uint64)
 class Prefixes:
     """The memories of all backends, by their rows in the ledger."""
 
-    def __init__(self, chunks: int) -> None:
-        """`chunks` are remembered per backend; 0: none."""
-        self._chunks = chunks
-        self._memory = new_memory(0, chunks)
+    def __init__(self, chunks: int | None) -> None:
+        """`chunks` are remembered per backend; 0: none; None: as many as `fit` says."""
+        self._fixed = chunks is not None
+        self._chunks = MOST_CHUNKS if chunks is None else chunks
+        self._first_sets = sets_for(WHERE_UNKNOWN if chunks is None else chunks)
+        self._memory = new_memory(0, self._chunks)
         keys = chunk_keys(bytes(CHUNK_BYTES))  # compiles before the first request comes
         self.forget(0)
         self.hits(np.zeros(1, np.int64), keys, 1.0, 1.0, np.zeros((1, EXPECTED_PREFIX_HIT_TOKENS + 1)))
@@ -58,10 +67,30 @@ class Prefixes:
         rows = len(self._memory.sent_clock)
         if row >= rows:
             more = new_memory(row + 4 - rows, self._chunks)
+            more.sent_sets[:] = self._first_sets
             self._memory = PrefixMemory(
                 *(np.concatenate(pair) for pair in zip(self._memory, more, strict=True))
             )
         self._memory.sent_last[row] = 0
+
+    def taken_over(self, row: int) -> None:
+        """Another backend has the row now: nothing is cached there, and nobody knows how much could be."""
+        self.forget(row)
+        self._memory.sent_sets[row] = self._first_sets
+
+    def fit(self, row: int, kv_capacity_tokens: float, bytes_per_token: float) -> None:
+        """Remember `REMEMBERED` times what the KV cache holds, unless told how much.
+
+        Where that is much more or less than before, what was remembered is lost: entries have other places.
+        """
+        if self._fixed:
+            return
+        chunks = min(REMEMBERED * kv_capacity_tokens * bytes_per_token / CHUNK_BYTES, self._chunks)
+        sets = max(1, sets_for(round(chunks)))
+        has = int(self._memory.sent_sets[row])
+        if max(sets, has) > MUCH * min(sets, has):
+            self._memory.sent_sets[row] = sets
+            self._memory.sent_last[row] = 0
 
     def hits(
         self,

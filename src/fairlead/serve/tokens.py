@@ -5,6 +5,7 @@ answer streams, and `usage` settles the total at its end.
 """
 
 import re
+from collections.abc import Collection
 from typing import NamedTuple
 
 _USAGE = re.compile(rb'"usage"\s*:\s*\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}')
@@ -137,6 +138,11 @@ class PromptEstimate:
         seen = self._seen.get(model)
         ratio = self._first if seen is None else seen[0] / seen[1]
         return max(1, round(size / ratio))
+
+    def bytes_per_token(self, models: Collection[str]) -> float:
+        """Over all prompts of `models`; of none: of all models."""
+        seen = [self._seen[model] for model in models or self._seen if model in self._seen]
+        return sum(each[0] for each in seen) / sum(each[1] for each in seen) if seen else self._first
 
     def learn(self, model: str, size: int, tokens: int) -> None:
         """A prompt of `size` bytes turned out to have `tokens` tokens."""

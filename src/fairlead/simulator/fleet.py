@@ -13,6 +13,7 @@ from fairlead.simulator.schedulers import VLLM_V1, SchedulerOptions
 from fairlead.simulator.tables import OperatorTables, StepTable, TimingModel, reach
 from fairlead.simulator.timing import NUM_TIMING_FIELDS, Coefficients, analytic, kv_blocks
 from fairlead.simulator.timing_files import read_timing
+from fairlead.view.prefixes import REMEMBERED
 from fairlead.workload.scenario import Scenario
 
 STATIC_COLUMNS = 5
@@ -49,7 +50,8 @@ class Fleet:
     prefix_caching: bool = False
     """Whether replicas keep full blocks cached."""
     prefix_memory_blocks: int | None = None
-    """Blocks of prompts that a router remembers per replica; None: as many as the largest replica has."""
+    """Blocks of prompts that a router remembers per replica; None: twice as many as the largest replica has
+    (`view.prefixes.REMEMBERED`)."""
 
     def __post_init__(self) -> None:
         """No tables stands for none on any replica; all speeds are declared unless it is said otherwise.
@@ -72,7 +74,7 @@ class Fleet:
         """Blocks of prompts that a router remembers per replica: none without prefix caching."""
         if not self.prefix_caching:
             return 0
-        default = int(self.kv_blocks.max())
+        default = int(REMEMBERED * self.kv_blocks.max())
         return default if self.prefix_memory_blocks is None else self.prefix_memory_blocks
 
     @property
