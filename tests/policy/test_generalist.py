@@ -11,10 +11,10 @@ from fairlead.view.preference import DEFAULT_FAVOR
 from fairlead.workload.suites import load_variant
 
 
-def ratios(*names: str) -> Mapping[Setting, float]:
+def ratios(*names: str, seeds: int = 4, requests: int = 1500) -> Mapping[Setting, float]:
     """What the dial weighs, over the best heuristic's; below 1 the policy wins."""
     scenarios = [load_variant(name) for name in names]
-    validation = Validation(scenarios, None, (DEFAULT_FAVOR, 1.0), seeds=4, requests=1500)
+    validation = Validation(scenarios, None, (DEFAULT_FAVOR, 1.0), seeds=seeds, requests=requests)
     return validation(OnnxRouter(DIRECTORY / "generalist.onnx")).ratios
 
 
@@ -32,5 +32,6 @@ def test_it_does_not_fail_when_more_comes_than_the_cluster_can_serve(name):
 
 
 def test_it_does_not_fail_in_waves():
-    found = ratios("chat-mmpp", "chat-flash-crowd")
-    assert max(found.values()) < 1.08, found
+    """Long waves are rare: few runs show what a policy does in them."""
+    found = ratios("chat-mmpp@0.8", "chat-flash-crowd@0.85", seeds=16, requests=2000)
+    assert max(found.values()) < 1.02, found

@@ -85,20 +85,6 @@ def test_as_much_is_remembered_as_the_kv_cache_may_hold():
     assert told._memory.sent_sets[0] == 8
 
 
-def test_the_size_of_the_kv_cache_is_read_or_declared(play):
-    async def scene(world):
-        gateway, (backend,) = world.gateway, world.gateway.backends
-        backend.settings = backend.settings.model_copy(update={"kv_capacity_tokens": 64_000})
-        gateway.fit_prefixes(backend)
-        assert gateway.prefixes._memory.sent_sets[backend.row] == 250
-        # Tokens of this text turn out to have eight bytes.
-        gateway.prompts.learn("m", 80_000, 10_000)
-        gateway.fit_prefixes(backend)
-        assert gateway.prefixes._memory.sent_sets[backend.row] == 500
-
-    play(scene, backends=1)
-
-
 def plain_keys(prompt):
     """Keys that are equal where those of `chunk_keys` are."""
     keys, key = [], 0
@@ -153,6 +139,26 @@ CACHE_METRICS = (
     "vllm:prefix_cache_queries_total {queries}\nvllm:prefix_cache_hits_total 0\n"
     'vllm:cache_config_info{{block_size="16",enable_prefix_caching="{caching}"}} 1\n'
 )
+
+
+@pytest.mark.parametrize("known_by", ["its metrics", "its settings"])
+def test_what_is_remembered_follows_the_size_of_the_kv_cache(play, known_by):
+    def before(backends):
+        size = "" if known_by == "its settings" else ',num_gpu_blocks="4000"'  # of 16 tokens
+        text = CACHE_METRICS.format(queries=0, caching=True)
+        backends[0].raw_metrics = text.replace("} 1", size + "} 1").encode()
+
+    async def scene(world):
+        gateway, (backend,) = world.gateway, world.gateway.backends
+        sets = gateway.prefixes._memory.sent_sets
+        if known_by == "its settings":
+            backend.settings = backend.settings.model_copy(update={"kv_capacity_tokens": 64_000})
+        await world.until(lambda: sets[backend.row] == 250, "2 x 64,000 tokens in chunks of 64")
+        # Tokens of this text turn out to have eight bytes.
+        gateway.prompts.learn("m", 80_000, 10_000)
+        await world.until(lambda: sets[backend.row] == 500, "twice as many chunks")
+
+    play(scene, backends=1, before=before)
 
 
 def expected_hit(world):

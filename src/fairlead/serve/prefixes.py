@@ -90,7 +90,7 @@ class Prefixes:
         has = int(self._memory.sent_sets[row])
         if max(sets, has) > MUCH * min(sets, has):
             self._memory.sent_sets[row] = sets
-            self._memory.sent_last[row] = 0
+            self.forget(row)
 
     def hits(
         self,

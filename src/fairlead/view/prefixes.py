@@ -16,9 +16,9 @@ from fairlead.compiled import njit
 WAYS = 8
 """Entries per set."""
 REMEMBERED = 2.0
-"""How many times the tokens that fit into a replica's KV cache are remembered of what it was sent. With
-once as many, some set of eight overflows long before all are full, and a chain ends at its first chunk that
-is forgotten; much more than twice is belief in what the engine has long evicted (docs/experiments.md)."""
+"""How many times the tokens that fit into a replica's KV cache are remembered of what it was sent. Better
+than once and three times as many (docs/experiments.md): probably because some set of eight overflows long
+before all are full, and a chain ends at its first chunk that is forgotten."""
 
 
 class PrefixMemory(NamedTuple):
