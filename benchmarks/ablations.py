@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import sys
 from pathlib import Path
 
@@ -74,6 +75,11 @@ def file_name(variant: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in variant)
 
 
+def called() -> str:
+    """The command that makes the page."""
+    return shlex.join(["python", "benchmarks/ablations.py", *sys.argv[1:]])
+
+
 def page(effects: list[Effect], trained: dict[str, list[Trained]], options: argparse.Namespace) -> str:
     """docs/ablations.md."""
 
@@ -84,9 +90,7 @@ def page(effects: list[Effect], trained: dict[str, list[Trained]], options: argp
     lines = [
         "# What single settings are worth",
         "",
-        "Made by `python benchmarks/ablations.py --page docs/ablations.md`; every number on this page comes "
-        "from "
-        "that run.",
+        f"Made by `{called()}`; every number on this page comes from that run.",
         "",
         f"Fairlead {__version__}, {platform.machine()}. {options.training_seeds} training seeds; "
         f"{options.seeds} evaluation seeds of {options.requests} requests, which no training saw; scenarios: "

@@ -29,7 +29,10 @@ def test_lagging_replicas_change_nothing(scheduler: str, blocks: int) -> None:
     )
     draw = np.random.default_rng(blocks)
     wanted = Requests(
-        np.cumsum(draw.exponential(0.1, 300)), draw.integers(1, 450, 300), draw.integers(1, 450, 300)
+        np.cumsum(draw.exponential(0.1, 300)),
+        draw.integers(1, 450, 300),
+        draw.integers(1, 450, 300),
+        session=draw.integers(0, 40, 300),
     )
     lazy, eager = Clusters([made] * 2, [wanted] * 2), Clusters([made] * 2, [wanted] * 2)
     for name in (name for name, code in HEURISTICS.items() if code in COUNTING):

@@ -5,10 +5,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
+from fairlead.evaluate.run import run
 from fairlead.policy.affinity import IMBALANCE_REQUESTS, SATURATED_S
 from fairlead.policy.heuristics import Heuristic
+from fairlead.simulator.capacity import capacity_rps
+from fairlead.simulator.cluster import Clusters
+from fairlead.simulator.fleet import build_fleet
 from fairlead.view import schema
 from fairlead.view.schema import View
+from fairlead.workload.scenario import generate, load_scenario
 
 PROMPT = 1000
 
@@ -62,6 +67,10 @@ LATE = 10_000 * SATURATED_S + 1
         ("lmetric", {HIT: [0, 900, 0], "in_flight": [0, 8, 0]}, {1}),
         ("lmetric", {HIT: [0, 900, 0], "in_flight": [0, 10, 3]}, {0}),
         ("lmetric", {HIT: [0, 0, 0], "in_flight": [1, 3, 1], "pending_prefill_tokens": [1001, 0, 999]}, {2}),
+        # A conversation's home, whatever the load; the least loaded where it has none.
+        ("sticky_least_loaded", {"session_home": [0, 0, 1], "in_flight": [0, 5, 900]}, {2}),
+        ("sticky_least_loaded", {"session_home": [0, 1, 0], "in_flight": [0, 0, 0]}, {1}),
+        ("sticky_least_loaded", {"in_flight": [3, 2, 2]}, {1, 2}),
         # Rules that count work count only what has to be computed.
         ("least_work", {HIT: [0, 600, 0], "pending_prefill_tokens": [0, 500, 300]}, {1}),
     ],
@@ -71,11 +80,19 @@ def test_rule(name: str, columns: Mapping[str, Sequence[float]], expected: set[i
 
 
 @pytest.mark.parametrize(
-    "name", ["prefix_affinity", "prefix_then_load", "session_sticky", "sticky_until_saturated", "lmetric"]
+    "name",
+    [
+        "prefix_affinity",
+        "prefix_then_load",
+        "session_sticky",
+        "sticky_least_loaded",
+        "sticky_until_saturated",
+        "lmetric",
+    ],
 )
 def test_none_chooses_a_replica_that_is_not_available(name: str) -> None:
     for session in (0, 5, 6, 7):
-        seen = view(session, {"available": [1, 1, 0], HIT: [0, 0, 992]})
+        seen = view(session, {"available": [1, 1, 0], HIT: [0, 0, 992], "session_home": [0, 0, 1]})
         assert 2 not in choices(name, seen)
         assert choices(name, view(session, {"available": [0, 1, 0]})) == {1}
 
@@ -98,3 +115,16 @@ def test_when_a_replica_goes_only_its_sessions_move() -> None:
 
 def test_without_a_session_the_least_loaded_is_taken() -> None:
     assert choices("session_sticky", view(0, {"in_flight": [4, 3, 9]})) == {1}
+
+
+def test_conversations_stay_where_their_first_turn_found_the_least_load() -> None:
+    scenario = load_scenario("chat-sessions")
+    requests = generate(scenario, requests=400, rate=0.8 * capacity_rps(scenario), seed=3, split="evaluate")
+    clusters = Clusters([build_fleet(scenario)], [requests])
+    run(clusters, Heuristic("sticky_least_loaded"))
+    replica, session = clusters.outcomes(0).replica, requests.session
+    assert session is not None and len(np.unique(session)) > 50
+    homes = [np.unique(replica[session == each]) for each in np.unique(session) if each]
+    assert all(len(home) == 1 for home in homes)
+    counts = np.bincount(np.concatenate(homes), minlength=clusters.R)
+    assert counts.min() > 0.8 * counts.mean()

@@ -63,6 +63,7 @@ TOLERANCE = {
     "pending_prefill_tokens": EXACT,
     "context_tokens": EXACT,
     "expected_prefix_hit_tokens": EXACT,
+    "session_home": EXACT,
     "scraped_running": EXACT,
     "scraped_waiting": EXACT,
     "scraped_preemptions": EXACT,

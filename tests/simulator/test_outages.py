@@ -54,6 +54,7 @@ def requests(seed: int, count: int, rate: float, happens: Faults | None, routers
         draw.integers(1, 400, count),
         router=draw.integers(0, routers, count),
         estimate=draw.integers(1, 600, count),
+        session=draw.integers(0, 1 + count // 6, count),
         faults=happens,
     )
 

@@ -177,5 +177,5 @@ class _Observed(Hooks):
         session = 0 if self.sessions is None else int(self.sessions[request.number])
         view = self.ledger.view(now_s, request.num_prefill_tokens, session)
         replica = int(self.router.route(view)[0])
-        self.ledger.routed(request.number, replica, now_s, request.num_prefill_tokens)
+        self.ledger.routed(request.number, replica, now_s, request.num_prefill_tokens, session)
         return replica

@@ -17,6 +17,7 @@ from fairlead.view.schema import (
     PREFILL_TOKENS_PER_S,
     PROMPT_TOKENS,
     SESSION,
+    SESSION_HOME,
 )
 
 IMBALANCE_REQUESTS = 64.0
@@ -80,6 +81,17 @@ def by_session(
         else:
             word = mixed(session ^ mixed(np.uint64(r + 1)))
             scores[r] = np.float64(word >> np.uint64(11))
+
+
+@njit()
+def by_home(replicas: npt.NDArray[np.float64], scores: npt.NDArray[np.float64]) -> None:
+    """Where the conversation is at home; the least loaded for its first turn, or if its home is gone.
+
+    As `manual` with `--assignment-mode min_load` of sglang-router and smg, and `sticky_least_loaded` of
+    vllm-router. A request without a conversation goes to the least loaded, too.
+    """
+    for r in range(replicas.shape[0]):
+        scores[r] = replicas[r, IN_FLIGHT] if replicas[r, SESSION_HOME] == 0.0 else -1.0
 
 
 @njit()

@@ -33,6 +33,7 @@ from fairlead.view.schema import (
 
 RANDOM, ROUND_ROBIN, LOR, P2C, LEAST_KV, LEAST_PREFILL, LEAST_WORK, WEIGHTED_LOR, LOOKAHEAD = range(9)
 PREFIX_AFFINITY, PREFIX_THEN_LOAD, SESSION_STICKY, STICKY_UNTIL_SATURATED, LMETRIC = range(9, 14)
+STICKY_LEAST_LOADED = 14
 
 HEURISTICS: Mapping[str, int] = {
     "random": RANDOM,
@@ -46,12 +47,13 @@ HEURISTICS: Mapping[str, int] = {
     "prefix_affinity": PREFIX_AFFINITY,
     "prefix_then_load": PREFIX_THEN_LOAD,
     "session_sticky": SESSION_STICKY,
+    "sticky_least_loaded": STICKY_LEAST_LOADED,
     "sticky_until_saturated": STICKY_UNTIL_SATURATED,
     "lmetric": LMETRIC,
 }
 """Name -> code of the heuristics that read the view alone."""
 
-COUNTING = (RANDOM, ROUND_ROBIN, LOR, P2C, LEAST_PREFILL, WEIGHTED_LOR, SESSION_STICKY)
+COUNTING = (RANDOM, ROUND_ROBIN, LOR, P2C, LEAST_PREFILL, WEIGHTED_LOR, SESSION_STICKY, STICKY_LEAST_LOADED)
 """Those that read nothing but counts of requests, their prompt tokens, and what is declared."""
 
 DESCRIPTIONS: Mapping[str, str] = {
@@ -66,6 +68,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "prefix_affinity": "the longest prefix expected to be cached, ties by outstanding requests",
     "prefix_then_load": "the longest expected prefix while loads are balanced, else least outstanding",
     "session_sticky": "all turns of a conversation to one replica, by hashing; others: least outstanding",
+    "sticky_least_loaded": "a conversation's first turn: least outstanding; later ones to the same replica",
     "sticky_until_saturated": "where the prefix is cached until prompts pile up there, else fewest uncached",
     "lmetric": "uncached prompt tokens, pending and own, times outstanding requests with the new one",
     "lookahead": "simulate each choice with expected output lengths, take the least added cost",
@@ -178,6 +181,8 @@ def choose(
         affinity.by_prefix_then_load(replicas, request, scores)
     elif code == SESSION_STICKY:
         affinity.by_session(replicas, request, scores)
+    elif code == STICKY_LEAST_LOADED:
+        affinity.by_home(replicas, scores)
     elif code == STICKY_UNTIL_SATURATED:
         affinity.by_stickiness(replicas, request, scores)
     else:

@@ -67,8 +67,8 @@ class Dispatcher(Protocol):
     def place(self, exchange: "Exchange") -> Backend | None:
         """Choose a backend; None if the exchange has to wait or has been answered."""
 
-    def remember(self, keys: npt.NDArray[np.uint64], backend: Backend) -> None:
-        """A prompt with these `keys` has been sent to `backend`."""
+    def remember(self, exchange: "Exchange", backend: Backend) -> None:
+        """It has been sent to `backend`: what later choices are to know of its prompt and conversation."""
 
     def has_other(self, model: str, excluded: Sequence[Backend]) -> bool:
         """Whether a backend besides `excluded` could take it."""
@@ -119,6 +119,7 @@ class Exchange:
         "prompt_estimate",
         "request",
         "request_id",
+        "session",
         "shadow",
         "span",
         "status",
@@ -158,6 +159,8 @@ class Exchange:
         """Tokens of the prompt that the chosen backend may have cached."""
         self.keys: npt.NDArray[np.uint64] | None = None
         """Of its prompt's chunks, from the choice of a backend until that is known to have been sent them."""
+        self.session = 0
+        """The number of its conversation; 0: it has none."""
         self.usage: Usage | None = None
         self.output_tokens = 0
         self.logged: list[object] | None = None
@@ -252,9 +255,7 @@ class Exchange:
         self._entry = gateway.ledger.routed(
             backend.row, self.prompt_estimate, self.decided, kind, self.expected_hit
         )
-        if self.keys is not None:
-            gateway.remember(self.keys, backend)
-            self.keys = None
+        gateway.remember(self, backend)
 
     def dispatch_again(self) -> None:
         """A place may have become free for a request that waits."""

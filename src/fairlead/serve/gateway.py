@@ -13,8 +13,6 @@ from time import monotonic
 from typing import Any
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
 from fairlead import rng
 from fairlead.errors import FairleadError
@@ -24,6 +22,7 @@ from fairlead.serve.descriptors import most_connections
 from fairlead.serve.exchange import Exchange
 from fairlead.serve.facts import STATELESS
 from fairlead.serve.frontend import ClientConnection
+from fairlead.serve.homes import Homes
 from fairlead.serve.ledger import Ledger
 from fairlead.serve.local import LocalAnswer
 from fairlead.serve.logs import EventLog, JsonLines
@@ -74,7 +73,8 @@ class Gateway:
         self.prefixes = Prefixes(settings.prefixes.chunks)
         self.decider = Decider(settings.policy)
         self.prompts = PromptEstimate(settings.tokens.bytes_per_token)
-        self.placement = Placement(self.ledger, self.prefixes, self.decider, self.prompts)
+        self.homes = Homes()
+        self.placement = Placement(self.ledger, self.prefixes, self.homes, self.decider, self.prompts)
         self.counter: PromptCounter | None = None
         self.backends: list[Backend] = []
         self.queue: deque[Exchange] = deque()
@@ -135,6 +135,7 @@ class Gateway:
             raise FairleadError(f"there is a backend called {settings.label} already")
         backend = Backend(settings, self.ledger, self.timeouts)
         self.prefixes.taken_over(backend.row)
+        self.homes.taken_over(backend.row)
         self.fit_prefixes(backend)
         backend.discovered = discovered
         self.backends.append(backend)
@@ -288,10 +289,12 @@ class Gateway:
             exchange.fail(500, f"the routing policy failed: {failure}", "policy")
             return None
 
-    def remember(self, keys: npt.NDArray[np.uint64], backend: Backend) -> None:
-        """A prompt with these `keys` (chunks,) has been sent to `backend`, which may keep it cached."""
-        if backend.reading is None or backend.reading.caches_prefixes:
-            self.prefixes.sent(backend.row, keys)
+    def remember(self, exchange: Exchange, backend: Backend) -> None:
+        """It has been sent to `backend`, which may keep its prompt cached: its conversation is there now."""
+        if exchange.keys is not None and (backend.reading is None or backend.reading.caches_prefixes):
+            self.prefixes.sent(backend.row, exchange.keys)
+        exchange.keys = None
+        self.homes.sent(exchange.session, backend.row)
 
     def _admitting(self, found: list[Backend], now: float) -> list[Backend]:
         """Of these, the backends under their limit; one that has just returned only now and then."""

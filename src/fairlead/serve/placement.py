@@ -7,6 +7,7 @@ from fairlead.serve.backend import Backend
 from fairlead.serve.decisions import Decider
 from fairlead.serve.exchange import Exchange
 from fairlead.serve.facts import session_number
+from fairlead.serve.homes import NOWHERE, Homes
 from fairlead.serve.ledger import Ledger
 from fairlead.serve.prefixes import CHUNK_BYTES, NO_KEYS, Prefixes, chunk_keys
 from fairlead.serve.tokens import PromptEstimate
@@ -19,9 +20,12 @@ _MOST_SETS = 1000
 class Placement:
     """Everything that a decision is made from."""
 
-    def __init__(self, ledger: Ledger, prefixes: Prefixes, decider: Decider, prompts: PromptEstimate) -> None:
+    def __init__(
+        self, ledger: Ledger, prefixes: Prefixes, homes: Homes, decider: Decider, prompts: PromptEstimate
+    ) -> None:
         """They are shared with the gateway, which keeps them up to date."""
         self._ledger = ledger
+        self._homes = homes
         self._prefixes = prefixes
         self._decider = decider
         self._prompts = prompts
@@ -54,7 +58,10 @@ class Placement:
         request[schema.PROMPT_TOKENS] = tokens
         request[schema.MAX_TOKENS] = facts.max_tokens
         request[schema.EXPECTED_OUTPUT_TOKENS] = self._ledger.expected_output()
-        request[schema.SESSION] = session_number(facts.session) if facts.session else 0.0
+        request[schema.SESSION] = exchange.session = session_number(facts.session)
+        home = self._homes.of(exchange.session)
+        if home != NOWHERE:
+            replicas[rows == home, schema.SESSION_HOME] = 1.0
         keys = chunk_keys(facts.prompt) if len(facts.prompt) >= CHUNK_BYTES else NO_KEYS
         if keys is not NO_KEYS:
             tokens_per_chunk = CHUNK_BYTES * tokens / max(1, facts.prompt_bytes)

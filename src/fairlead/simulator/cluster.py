@@ -25,7 +25,7 @@ from fairlead.simulator.fleet import Fleet
 from fairlead.simulator.outcomes import Outcomes
 from fairlead.simulator.scheduler_vidur_v1 import AHEAD
 from fairlead.simulator.schedulers import VIDUR_V1
-from fairlead.simulator.state import NONE, State, clear, new_state, no_events
+from fairlead.simulator.state import NONE, State, clear, new_state, no_events, no_homes
 from fairlead.simulator.tables import Limits, OperatorTables, StepTable
 from fairlead.view.prefixes import sets_for
 from fairlead.view.schema import NUM_REPLICA_COLUMNS, NUM_REQUEST_COLUMNS, View
@@ -123,6 +123,7 @@ class Clusters:
             state.requests["router"][rows] = 0 if arrivals.router is None else arrivals.router
             estimate = arrivals.prompt_tokens if arrivals.estimate is None else arrivals.estimate
             state.requests["estimate"][rows] = estimate
+        self._load_sessions(requests)
         self._load_faults([arrivals.faults for arrivals in requests])
         words = [rng.word(seed, "cluster", c) for c in range(self.K)]
         state.clusters["random"] = np.array(words, np.uint64)
@@ -134,7 +135,6 @@ class Clusters:
         begin = 0
         for g, arrivals in enumerate(requests):
             rows = slice(g * self.group, (g + 1) * self.group)
-            self.state.requests["session"][rows] = 0 if arrivals.session is None else arrivals.session
             first = replicas[rows.start * self.R]
             if first.caching:
                 last_token = bool(first.scheduler == VIDUR_V1)
@@ -155,6 +155,22 @@ class Clusters:
             pool = new_pool(len(replicas), blocks, slots, width, sizes)
             self.state = self.state._replace(**pool._asdict())
         self.state = self.state._replace(contents=np.concatenate(contents))
+
+    def _load_sessions(self, requests: Sequence[Requests]) -> None:
+        """Conversations as each router knows them, numbered from 1."""
+        session, home = self.state.requests["session"], self.state.requests["home"]
+        session[:] = home[:] = 0
+        for g, arrivals in enumerate(requests):
+            if arrivals.session is None:
+                continue
+            rows = slice(g * self.group, (g + 1) * self.group)
+            router = np.zeros(len(arrivals), np.int64) if arrivals.router is None else arrivals.router
+            _, number = np.unique(np.stack([arrivals.session, router]), axis=1, return_inverse=True)
+            session[rows] = arrivals.session
+            home[rows] = np.where(arrivals.session == 0, 0, 1 + number.reshape(-1))
+        room = 1 + int(home.max(initial=0))
+        if room > self.state.homes.shape[1]:
+            self.state = self.state._replace(homes=no_homes(self.K, room))
 
     def _check_tables(self, g: int, requests: Requests) -> None:
         """No batch of this run may be larger than what a table covers."""
@@ -396,6 +412,8 @@ def route_one(state: State, c: int, count: int, action: int) -> bool:
     cluster.at_hand = NONE
     request.replica = action
     request.sent = cluster.now
+    if request.home != 0:
+        state.homes[c, request.home] = action
     state.routers[c, request.router].decisions += 1
     engine.enqueue(state, k, c, i)
     ledger.routed(state, k, c, i)

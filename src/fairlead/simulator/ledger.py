@@ -228,6 +228,7 @@ def write_view(
     mean = expected_output(router)
     blend = 1.0 - math.exp(-(now - router.decided) / LOAD_HORIZON_S)
     router.decided = now
+    home = NONE if waiting.home == 0 else state.homes[c, waiting.home]
     count = replicas.shape[0]
     for r in range(count):
         k = c * count + r
@@ -245,6 +246,7 @@ def write_view(
         row[schema.ITL_EWMA_S] = own.itl_ewma
         row[schema.IN_FLIGHT_EWMA] = own.in_flight_ewma
         row[schema.EXPECTED_PREFIX_HIT_TOKENS] = expected_hit(state, k, waiting)
+        row[schema.SESSION_HOME] = 1.0 if home == r else 0.0
         row[schema.SCRAPED_RUNNING] = replica.scraped_running
         row[schema.SCRAPED_WAITING] = replica.scraped_waiting
         row[schema.SCRAPED_KV_USAGE] = replica.scraped_kv_usage
@@ -275,6 +277,7 @@ def write_counts(
     cluster = state.clusters[c]
     waiting = state.requests[c, cluster.at_hand]
     m = waiting.router
+    home = NONE if waiting.home == 0 else state.homes[c, waiting.home]
     count = replicas.shape[0]
     for r in range(count):
         k = c * count + r
@@ -283,6 +286,7 @@ def write_counts(
         row[schema.IN_FLIGHT] = own.in_flight
         row[schema.AWAITING_FIRST_TOKEN] = own.awaiting
         row[schema.PENDING_PREFILL_TOKENS] = own.pending_tokens
+        row[schema.SESSION_HOME] = 1.0 if home == r else 0.0
         row[schema.AVAILABLE] = 1.0 if state.replicas[k].available else 0.0
         for column in range(state.static.shape[1]):
             row[schema.SPEED + column] = state.static[k, column]

@@ -121,6 +121,8 @@ class Cluster:
         self.memories = [[new_memory(1, spec.memory_blocks) for spec in replicas] for _ in range(routers)]
         """The prompts that each router remembers having sent to each replica."""
         self.in_flight_ewma = [[0.0 for _ in replicas] for _ in range(routers)]
+        self.homes: list[dict[int, int]] = [{} for _ in range(routers)]
+        """Where each router sent the last request of each conversation."""
 
     def advance(self, now_s: float) -> None:
         """Runs all replicas up to `now_s`, stopping at the last scrape on the way."""
@@ -220,6 +222,8 @@ class Cluster:
         if request.contents:
             full = request.prompt_tokens // self.replicas[r].spec.block_size
             remember(self.memories[request.router][r], 0, np.array(request.contents, np.int32), 0, full)
+        if request.session:
+            self.homes[request.router][request.session] = r
         self.replicas[r].submit(request, now_s)
 
     def row(self, r: int, request: InFlight, now_s: float) -> list[float]:
@@ -241,6 +245,7 @@ class Cluster:
             replica.itl_ewma_s[m],
             self.in_flight_ewma[m][r],
             self.expected_hit(r, request),
+            float(self.homes[m].get(request.session) == r),
             scrape.running,
             scrape.waiting,
             scrape.kv_usage,

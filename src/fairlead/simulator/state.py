@@ -42,6 +42,7 @@ REQUEST = np.dtype(
         ("expected_hit", "i4"),  # tokens that its router expected to be cached
         ("content", "i8"),  # where the contents of its blocks begin
         ("session", "i8"),
+        ("home", "i8"),  # in `homes`: where its router sends its conversation; 0: it belongs to none
     ],
     align=True,
 )
@@ -226,6 +227,8 @@ class State(NamedTuple):
     """(K*R, 5) static columns of the view."""
     contents: npt.NDArray[np.int32]
     """(B,) what the blocks of all requests contain, one request after the other."""
+    homes: npt.NDArray[np.int64]
+    """(K, H) the replica that a conversation's last request was sent to, by `home` of REQUEST; or NONE."""
     # The fields of `block_pool.Pool`, for prefix caching,
     blocks: npt.NDArray[Any]
     block_queues: npt.NDArray[Any]
@@ -266,6 +269,7 @@ def new_state(
         table_values=tables.values,
         static=np.zeros((clusters * replicas, 5)),
         contents=np.zeros(0, np.int32),
+        homes=no_homes(clusters, 1),
         **new_pool(clusters * replicas, 0, 0, 0, 0)._asdict(),
         **new_memory(clusters * replicas * routers, memory_blocks)._asdict(),
     )
@@ -276,6 +280,11 @@ def no_events(clusters: int, room: int) -> npt.NDArray[Any]:
     events = _records((clusters, room), EVENT)
     events["time"] = np.inf
     return events
+
+
+def no_homes(clusters: int, room: int) -> npt.NDArray[np.int64]:
+    """(clusters, room) conversations that have not begun."""
+    return np.full((clusters, room), NONE, np.int64)
 
 
 def _records(shape: int | tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -320,5 +329,6 @@ def clear(state: State) -> None:
         requests[field] = 0
     for field in ("replica", "next_waiting", "next_routed"):
         requests[field] = NONE
+    state.homes[:] = NONE
     clear_pools(state, replicas["kv_blocks"] * replicas["caching"])
     forget(state)

@@ -42,6 +42,7 @@ BASES = (
     "weighted_lor",
     "prefix_affinity",
     "session_sticky",
+    "sticky_least_loaded",
     "sticky_until_saturated",
     "lmetric",
 )

@@ -76,9 +76,13 @@ class Ledger:
         self.decided_s = 0.0
         self.scraped_s = 0.0
         self.ttft_counts = np.zeros(BINS)
+        self.homes: dict[int, int] = {}
+        """Where the last request of each conversation was sent."""
 
-    def routed(self, number: int, r: int, now_s: float, prompt_tokens: int) -> None:
+    def routed(self, number: int, r: int, now_s: float, prompt_tokens: int, session: int = 0) -> None:
         """Request `number` goes to replica `r`."""
+        if session:
+            self.homes[session] = r
         self.replicas[r].in_flight[number] = InFlight(now_s, prompt_tokens)
 
     def batch_ended(self, r: int, batch: Any) -> None:
@@ -125,7 +129,8 @@ class Ledger:
                 replica.new_preemptions = replica.scraped.preemptions - replica.read.preemptions
                 replica.read = replica.scraped
             replica.in_flight_ewma += blend * (len(replica.in_flight) - replica.in_flight_ewma)
-            rows.append(_ordered(REPLICA_COLUMNS, self._row(r, now_s, mean)))
+            home = {"session_home": float(self.homes.get(session) == r)}
+            rows.append(_ordered(REPLICA_COLUMNS, self._row(r, now_s, mean) | home))
         request = {
             "prompt_tokens": prompt_tokens,
             "max_tokens": self.fleet.max_tokens,
