@@ -70,14 +70,17 @@ def test_as_much_is_remembered_as_the_kv_cache_may_hold():
     keys = chunk_keys(bytes(range(256)) * 8)
     out = np.zeros((1, schema.NUM_REPLICA_COLUMNS))
     prefixes.sent(1, keys)
-    prefixes.fit(1, 130_000, 4.1)  # about as much: nothing is lost
-    prefixes.hits(np.array([1]), keys, 1.0, 99.0, out)
-    assert out[0, schema.EXPECTED_PREFIX_HIT_TOKENS] == 8.0
-    prefixes.fit(1, 128_000, 8.0)  # as many tokens are twice as many chunks: entries have other places
-    prefixes.hits(np.array([1]), keys, 1.0, 99.0, out)
-    assert chunks(1) == 8000 and not out.any()
-    prefixes.fit(1, 1e9, 4.0)
-    assert chunks(1) == 65_536
+    for capacity, bytes_per_token, expected in (
+        (130_000, 4.1, 4000),  # about as much
+        (128_000, 8.0, 8000),  # as many tokens are twice as many chunks
+        (1e9, 4.0, 65_536),
+        (128_000, 2.0, 2000),
+    ):
+        prefixes.fit(1, capacity, bytes_per_token)
+        assert chunks(1) == expected
+        out[:] = 0.0
+        prefixes.hits(np.array([1]), keys, 1.0, 99.0, out)
+        assert out[0, schema.EXPECTED_PREFIX_HIT_TOKENS] == 8.0
     prefixes.taken_over(1)
     assert chunks(1) == 16_384
     told = Prefixes(64)

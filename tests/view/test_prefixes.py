@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairlead.view.prefixes import WAYS, PrefixMemory, expected_hit, forget, new_memory, remember
+from fairlead.view.prefixes import WAYS, PrefixMemory, expected_hit, forget, new_memory, remember, resize
 
 
 def chain(*contents: int) -> np.ndarray:
@@ -27,6 +27,24 @@ def test_a_prefix_is_expected_where_it_was_sent() -> None:
     assert hit(memory, 6, 7, row=1) == 2
     assert hit(memory, 9, 5, row=1) == 0
     assert hit(memory, 5, 6, 7, row=0) == 0
+
+
+def test_a_memory_of_another_size_remembers_what_was_sent_last() -> None:
+    memory = new_memory(2, 64 * WAYS)
+    resize(memory, 0, 8)
+    contents = [[chain * 100 + i for i in range(6)] for chain in range(8)]
+    for each in contents:
+        send(memory, *each)
+    before = [hit(memory, *each) for each in contents]
+    assert sum(before) > 40
+    resize(memory, 0, 64)  # larger: nothing is lost
+    assert [hit(memory, *each) for each in contents] == before
+    send(memory, *contents[0])
+    resize(memory, 0, 1)  # of all that was sent, the last that fits
+    assert (memory.sent_last[0] > 0).sum() == WAYS
+    assert hit(memory, *contents[0]) == 6
+    assert hit(memory, *contents[7]) == WAYS - 6
+    assert memory.sent_sets.tolist() == [1, 64]
 
 
 def test_key_0_is_a_key_like_any_other() -> None:

@@ -12,7 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from fairlead.compiled import njit
-from fairlead.view.prefixes import REMEMBERED, PrefixMemory, expected_hit, new_memory, remember, sets_for
+from fairlead.view.prefixes import (
+    REMEMBERED,
+    PrefixMemory,
+    expected_hit,
+    new_memory,
+    remember,
+    resize,
+    sets_for,
+)
 from fairlead.view.schema import EXPECTED_PREFIX_HIT_TOKENS
 
 CHUNK_BYTES = 256
@@ -23,8 +31,8 @@ MOST_CHUNKS = 65_536
 """Remembered of a backend, however large its KV cache is: 1 MiB."""
 WHERE_UNKNOWN = 16_384
 """Chunks remembered of a backend whose KV cache has a size that nobody told."""
-MUCH = 1.4
-"""A memory is made anew where it should be larger or smaller by such a factor."""
+MUCH = 1.05
+"""A memory's size is changed where it should be larger or smaller by such a factor: entries have to move."""
 
 
 _WORD = np.dtype(np.uint64)
@@ -60,6 +68,7 @@ class Prefixes:
         self.forget(0)
         self.hits(np.zeros(1, np.int64), keys, 1.0, 1.0, np.zeros((1, EXPECTED_PREFIX_HIT_TOKENS + 1)))
         self.sent(0, keys)
+        resize(self._memory, 0, int(self._memory.sent_sets[0]))
         self.forget(0)
 
     def forget(self, row: int) -> None:
@@ -79,18 +88,14 @@ class Prefixes:
         self._memory.sent_sets[row] = self._first_sets
 
     def fit(self, row: int, kv_capacity_tokens: float, bytes_per_token: float) -> None:
-        """Remember `REMEMBERED` times what the KV cache holds, unless told how much.
-
-        Where that is much more or less than before, what was remembered is lost: entries have other places.
-        """
+        """Remember `REMEMBERED` times what the KV cache holds, unless told how much."""
         if self._fixed:
             return
         chunks = min(REMEMBERED * kv_capacity_tokens * bytes_per_token / CHUNK_BYTES, self._chunks)
         sets = max(1, sets_for(round(chunks)))
         has = int(self._memory.sent_sets[row])
         if max(sets, has) > MUCH * min(sets, has):
-            self._memory.sent_sets[row] = sets
-            self.forget(row)
+            resize(self._memory, row, sets)
 
     def hits(
         self,

@@ -69,6 +69,32 @@ def forget_row(memory: Any, row: int) -> None:
             memory.sent_last[row, place, way] = 0
 
 
+@njit()
+def resize(memory: Any, row: int, sets: int) -> None:
+    """Let one memory use so many of its sets; where that is fewer, those sent longest ago are forgotten."""
+    had = memory.sent_sets[row]
+    keys, last = memory.sent_keys[row, :had].copy(), memory.sent_last[row, :had].copy()
+    memory.sent_sets[row] = sets
+    memory.sent_last[row, :] = 0
+    for place in range(had):
+        for way in range(WAYS):
+            if last[place, way] > 0:
+                _keep(memory, row, keys[place, way], last[place, way])
+
+
+@njit(allocates=False)
+def _keep(memory: Any, row: int, key: np.uint64, last: int) -> None:
+    """An entry in the place of its set's oldest, unless it is older itself."""
+    place = _set_of(memory, row, key)
+    oldest = 0
+    for way in range(WAYS):
+        if memory.sent_last[row, place, way] < memory.sent_last[row, place, oldest]:
+            oldest = way
+    if memory.sent_last[row, place, oldest] < last:
+        memory.sent_keys[row, place, oldest] = key
+        memory.sent_last[row, place, oldest] = last
+
+
 @njit(allocates=False)
 def mixed(key: np.uint64) -> np.uint64:
     """The key's bits spread evenly: the finaliser of SplitMix64 (Steele et al., OOPSLA 2014)."""
