@@ -73,7 +73,7 @@ def settings(options: argparse.Namespace) -> list[list[Training]]:
     for stage, own in content["stages"].items():
         shared = {"start_from": before, **content.get("training", {}), **own}
         kinds = shared.pop("kinds", None)
-        more = shared.pop("scenarios", [])
+        more = _flat(shared.pop("scenarios", []))
         if kinds is not None and more:
             raise FairleadError(
                 f"{options.config}, stage {stage}: its kinds name their scenarios, and it others"
@@ -91,6 +91,11 @@ def settings(options: argparse.Namespace) -> list[list[Training]]:
         )
         policies |= {name: str(options.out / name / "policy.onnx") for name in trainings}
     return stages
+
+
+def _flat(names: list[str | list[str]]) -> list[str]:
+    """A list of names in which lists may stand, as YAML's aliases put them there."""
+    return [name for each in names for name in ([each] if isinstance(each, str) else each)]
 
 
 def _of_kind(stage: dict[str, Any], kind: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
