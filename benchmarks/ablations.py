@@ -80,13 +80,8 @@ def called() -> str:
     return shlex.join(["python", "benchmarks/ablations.py", *sys.argv[1:]])
 
 
-def page(effects: list[Effect], trained: dict[str, list[Trained]], options: argparse.Namespace) -> str:
+def page(effects: list[Effect], options: argparse.Namespace) -> str:
     """docs/ablations.md."""
-
-    def seconds(variant: str) -> float:
-        # The least: the first run of all may have compiled, and others may have shared the machine.
-        return min(each.seconds for each in trained[variant])
-
     lines = [
         "# What single settings are worth",
         "",
@@ -102,15 +97,12 @@ def page(effects: list[Effect], trained: dict[str, list[Trained]], options: argp
         "lies "
         "below 0. *Objective*: what the dial weighs, over all its settings; the others at its default.",
         "",
-        "| changed | objective | mean E2E | p99 TTFT | time to train |",
-        "|---|---|---|---|---|",
+        "| changed | objective | mean E2E | p99 TTFT |",
+        "|---|---|---|---|",
     ]
     for each in effects:
-        ratio = seconds(each.variant) / seconds(BASE)
-        lines.append(
-            f"| {each.variant} | {shown(each.objective)} | {shown(each.e2e)} | {shown(each.ttft_p99)} | "
-            f"x {ratio:.2f} |"
-        )
+        cells = [each.variant, shown(each.objective), shown(each.e2e), shown(each.ttft_p99)]
+        lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "What was changed, by setting:", ""]
     for each in effects:
         changes = ", ".join(f"`{k}: {json.dumps(v)}`" for k, v in ABLATIONS[each.variant].items())
@@ -163,7 +155,7 @@ def main() -> None:
     }
     text = json.dumps(content, indent=1)
     (options.out / "ablations.json").write_text(text + "\n", encoding="utf-8")
-    table = page(effects, trained, options)
+    table = page(effects, options)
     if options.page:
         options.page.write_text(table, encoding="utf-8")
     print(text if options.json else table)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "requirements.md").read_text(encoding="utf-8")
+TABLES, DECIDED = (ROOT / "docs" / "requirements.md").read_text(encoding="utf-8").split("## Decisions")
 
 HOW_MANY = {
     "ENV": 16,
@@ -26,11 +26,13 @@ HOW_MANY = {
 }
 IDS = [f"{kind}-{i:02}" for kind, count in HOW_MANY.items() for i in range(1, count + 1)]
 _ROW = re.compile(r"^\| ([A-Z]+-\d\d) \| (.+) \| `(tests/[\w/]+\.py)::(\w+)` \|$", re.M)
-ROWS = {match[1]: match for match in _ROW.finditer(PAGE)}
+ROWS = {match[1]: match for match in _ROW.finditer(TABLES)}
+_DECISION = re.compile(r"^\| (C\d+(?:, C\d+)*|SAF-03) \| (.+) \| `(tests/[\w/]+\.py)::(\w+)` \|$", re.M)
+DECISIONS = {match[1]: match for match in _DECISION.finditer(DECIDED)}
 
 
 def test_every_requirement_is_on_the_page_once() -> None:
-    mentioned = re.findall(r"^\| ([A-Z]+-\d\d) \|", PAGE, re.M)
+    mentioned = re.findall(r"^\| ([A-Z]+-\d\d) \|", TABLES, re.M)
     assert sorted(mentioned) == sorted(set(mentioned))
     assert [each for each in IDS if each not in mentioned] == []
 
@@ -39,9 +41,14 @@ def test_every_requirement_has_an_option_and_a_test() -> None:
     assert set(IDS) == set(ROWS)
 
 
-@pytest.mark.parametrize("requirement", sorted(ROWS))
-def test_the_test_of_a_requirement_exists(requirement: str) -> None:
-    _, how, file, name = ROWS[requirement].groups()
+def test_every_decision_is_on_the_page_once() -> None:
+    found = [number for about in DECISIONS for number in re.findall(r"C(\d+)", about)]
+    assert sorted(map(int, found)) == list(range(1, 14))
+
+
+@pytest.mark.parametrize("row", [*ROWS.values(), *DECISIONS.values()], ids=lambda match: match[1])
+def test_the_test_of_a_requirement_exists(row: re.Match[str]) -> None:
+    _, how, file, name = row.groups()
     assert how.strip()
     text = (ROOT / file).read_text(encoding="utf-8")
     assert re.search(rf"^(async )?def {name}\(", text, re.M), f"{file} has no {name}"

@@ -1,6 +1,8 @@
 """What single settings are worth: the comparison, and the runs that it needs."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +23,14 @@ from fairlead.workload import load_scenario
 def test_every_variant_is_a_training_that_differs_from_the_default(variant):
     assignments = [f"{key}={json.dumps(value)}" for key, value in ABLATIONS[variant].items()]
     assert TrainConfig.model_validate(read_settings(None, assignments)) != TrainConfig()
+
+
+def test_the_page_has_the_comparisons_that_defaults_rest_on():
+    page = (Path(__file__).parents[2] / "docs" / "ablations.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([^|]+) \| \S+ % \[|^\| ([^|]+) \| \*\*", page, re.M)
+    compared = {name for row in rows for name in row if name}
+    assert {"shared critic", "lambda 0.95", "lambda 0.999", "horizon of 10 s", "horizon of 100 s"} <= compared
+    assert compared <= set(ABLATIONS)
 
 
 def values(level: float, noise: np.ndarray) -> Values:

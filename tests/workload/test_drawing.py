@@ -90,7 +90,8 @@ def test_the_generalist_is_not_trained_on_the_hardware_that_tests_it():
     recipe = yaml.safe_load((DIRECTORY / "generalist.yaml").read_text(encoding="utf-8"))
     names = {*recipe["scenarios"]}
     for stage in recipe["stages"].values():
-        names |= {*stage.get("scenarios", [])}
+        for name in stage.get("scenarios", []):
+            names |= {name} if isinstance(name, str) else {*name}  # an alias of another stage's list
         names |= {name for kind in stage.get("kinds", {}).values() for name in kind["scenarios"]}
     trained = [scenario for name in names for scenario in load_scenarios(name)]
     assert any("~" in scenario.name for scenario in trained)
