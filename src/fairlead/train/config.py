@@ -191,7 +191,10 @@ class TrainConfig(Section):
     minutes: Positive | None = None
     """Stop after this much time; default: when all iterations are done."""
     evaluate_every: Count = 5
-    """Iterations between held-out evaluations; the best weights are kept."""
+    """Iterations between held-out evaluations."""
+    keep: Literal["best", "last"] = "best"
+    """Which policy a run leaves: the best by held-out evaluation, or the last one evaluated, where what is
+    learnt is less than evaluations can tell apart."""
     checkpoint_every: Count = 1
     """Iterations between checkpoints; an interrupted run loses at most this many."""
     debug: bool = False

@@ -27,7 +27,7 @@ from fairlead.view.schema import schema_hash
 
 @dataclass
 class Best:
-    """The best weights so far, by held-out evaluation."""
+    """The weights that are kept: the best so far by held-out evaluation, or the last ones."""
 
     objective: float
     """Lower is better."""

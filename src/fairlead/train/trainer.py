@@ -1,7 +1,7 @@
 """The main path of training: imitation, critic warm-up, PPO; evaluation keeps the best; export.
 
 A run lives in one directory: `config.json`, `checkpoint.pt` (written between iterations), `imitation.csv`,
-`training.csv`, `tensorboard/`, and `policy.onnx`, the best policy so far by held-out evaluation.
+`training.csv`, `tensorboard/`, and `policy.onnx`, the best policy so far by held-out evaluation (or the last one: `keep`).
 """
 
 import time
@@ -99,7 +99,7 @@ class Run:
             checkpoint.save(self.directory / "checkpoint.pt", contents(state, self.features), self.config)
 
     def judge(self, state: TrainState) -> Judgement:
-        """Evaluate the network as it is and keep it if it is the best; NaN without an evaluation."""
+        """Evaluate the network as it is and keep it if that is wanted; NaN without an evaluation."""
         if self.evaluate is None:
             return Judgement(float("nan"))
         self.on_progress(Progress("evaluation", state.iteration, self.config.ppo.total_iterations, {}))
@@ -117,7 +117,7 @@ class Run:
                 "objective": objective,
             }
         )
-        if state.best is None or objective < state.best.objective:
+        if self.config.keep == "last" or state.best is None or objective < state.best.objective:
             weights = {name: tensor.clone() for name, tensor in state.network.state_dict().items()}
             state.best = Best(objective, state.iteration, weights)
             self.export(state)
