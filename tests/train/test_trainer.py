@@ -65,13 +65,14 @@ def test_the_main_path(go, toy, tmp_path):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 1
 
 
-def test_imitation_is_evaluated_between_its_rounds(go, toy, tmp_path):
-    """The best of all is kept, also where it was found before the last round."""
+@pytest.mark.parametrize(("keep", "kept"), [("best", 1.0), ("last", 3.0)])
+def test_imitation_is_evaluated_between_its_rounds(go, toy, tmp_path, keep, kept):
+    """The best of all is kept, also where it was found before the last round; or the last, where asked for."""
     marks = iter([1.0, 2.0, 3.0])
     config = toy.config()
     nothing = config.ppo.model_copy(update={"iterations": 0, "critic_warmup_iterations": 0})
     often = config.imitation.model_copy(update={"rounds": 5, "evaluate_every": 2})
-    config = config.model_copy(update={"imitation": often, "ppo": nothing})
+    config = config.model_copy(update={"imitation": often, "ppo": nothing, "keep": keep})
     result = go(tmp_path / "run", config, evaluate=lambda router: next(marks))
     assert [row["objective"] for row in result.history] == [1.0, 2.0, 3.0]  # rounds 2, 4 and the last
     decisions = [row["decisions"] for row in result.history]
@@ -79,7 +80,7 @@ def test_imitation_is_evaluated_between_its_rounds(go, toy, tmp_path):
     assert (
         result.objective
         == OnnxRouter(result.policy, features=toy.features).metadata.training["objective"]
-        == 1.0
+        == kept
     )
 
 

@@ -1,7 +1,8 @@
 """The main path of training: imitation, critic warm-up, PPO; evaluation keeps the best; export.
 
 A run lives in one directory: `config.json`, `checkpoint.pt` (written between iterations), `imitation.csv`,
-`training.csv`, `tensorboard/`, and `policy.onnx`, the best policy so far by held-out evaluation (or the last one: `keep`).
+`training.csv`, `tensorboard/`, and `policy.onnx`, the best policy so far by held-out evaluation, or the last
+one evaluated (`keep`).
 """
 
 import time
