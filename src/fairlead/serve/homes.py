@@ -1,5 +1,7 @@
 """Where each conversation's last request was sent: a bounded memory of the gateway's."""
 
+from collections import OrderedDict
+
 NOWHERE = -1
 """No row: the conversation is new, or was forgotten."""
 MOST = 65_536
@@ -12,7 +14,7 @@ class Homes:
     def __init__(self, most: int = MOST) -> None:
         """`most` conversations are remembered."""
         self._most = most
-        self._rows: dict[int, int] = {}  # in the order of their last requests
+        self._rows: OrderedDict[int, int] = OrderedDict()  # in the order of their last requests
 
     def __len__(self) -> int:
         """How many conversations are remembered."""
@@ -26,11 +28,12 @@ class Homes:
         """A request of `session` was sent to `row`; nothing is remembered of 0."""
         if not session:
             return
-        self._rows.pop(session, None)
         self._rows[session] = row
+        self._rows.move_to_end(session)
         if len(self._rows) > self._most:
-            del self._rows[next(iter(self._rows))]
+            self._rows.popitem(last=False)
 
     def taken_over(self, row: int) -> None:
         """Another backend has the row now: no conversation is at home there."""
-        self._rows = {session: its for session, its in self._rows.items() if its != row}
+        for session in [each for each, its in self._rows.items() if its == row]:
+            del self._rows[session]
