@@ -24,11 +24,20 @@ def test_it_wins_where_replicas_differ(name, at_most):
     assert max(found.values()) < at_most, found
 
 
-@pytest.mark.parametrize("name", ["chat-equal@1.2", "chat-stale@1.2", "chat-undeclared@1.2"])
-def test_it_does_not_fail_when_more_comes_than_the_cluster_can_serve(name):
+@pytest.mark.parametrize(
+    ("name", "at_most"),
+    [
+        ("chat-equal@1.2", 1.08),
+        ("chat-stale@1.2", 1.08),
+        ("chat-undeclared@1.2", 1.08),
+        ("chat-sessions@1.2", 1.05),
+        ("code-equal@1.2", 1.03),
+    ],
+)
+def test_it_does_not_fail_when_more_comes_than_the_cluster_can_serve(name, at_most):
     """One that was trained at the suite's loads alone was up to 1.6 times as bad as the best heuristic."""
     found = ratios(name)
-    assert max(found.values()) < 1.08, found
+    assert max(found.values()) < at_most, found
 
 
 def test_it_does_not_fail_in_waves():

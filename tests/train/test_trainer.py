@@ -67,7 +67,7 @@ def test_the_main_path(go, toy, tmp_path):
 
 @pytest.mark.parametrize(("keep", "kept"), [("best", 1.0), ("last", 3.0)])
 def test_imitation_is_evaluated_between_its_rounds(go, toy, tmp_path, keep, kept):
-    """The best of all is kept, also where it was found before the last round; or the last, where asked for."""
+    """The best of all is kept, also where it was found before the last round; or the last, if so asked."""
     marks = iter([1.0, 2.0, 3.0])
     config = toy.config()
     nothing = config.ppo.model_copy(update={"iterations": 0, "critic_warmup_iterations": 0})
