@@ -40,6 +40,17 @@ def test_an_idle_cluster():
     np.testing.assert_array_equal(found["speed"], FLEET.static[:, 0])
 
 
+def test_a_conversation_is_at_home_where_its_last_request_went():
+    ledger = Ledger(FLEET)
+    home = [column.name for column in REPLICA_COLUMNS].index("session_home")
+    ledger.routed(0, 1, 1.0, 100, session=7)
+    ledger.routed(1, 3, 1.1, 100, session=8)
+    ledger.routed(2, 2, 1.2, 100, session=7)
+    ledger.routed(3, 0, 1.3, 100)
+    homes = [ledger.view(2.0, 10, session).replicas[0, :, home].tolist() for session in (7, 8, 9, 0)]
+    assert homes == [[0, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
+
+
 def test_a_request_from_arrival_to_the_end():
     ledger = Ledger(FLEET)
     ledger.routed(0, 1, 1.0, 100)

@@ -129,8 +129,7 @@ class Ledger:
                 replica.new_preemptions = replica.scraped.preemptions - replica.read.preemptions
                 replica.read = replica.scraped
             replica.in_flight_ewma += blend * (len(replica.in_flight) - replica.in_flight_ewma)
-            home = {"session_home": float(self.homes.get(session) == r)}
-            rows.append(_ordered(REPLICA_COLUMNS, self._row(r, now_s, mean) | home))
+            rows.append(_ordered(REPLICA_COLUMNS, self._row(r, now_s, mean, session)))
         request = {
             "prompt_tokens": prompt_tokens,
             "max_tokens": self.fleet.max_tokens,
@@ -140,7 +139,7 @@ class Ledger:
         }
         return View(np.array([rows]), np.array([_ordered(REQUEST_COLUMNS, request)]))
 
-    def _row(self, r: int, now_s: float, mean: float) -> dict[str, float]:
+    def _row(self, r: int, now_s: float, mean: float, session: int) -> dict[str, float]:
         replica = self.replicas[r]
         requests = list(replica.in_flight.values())
         silent = [request for request in requests if not request.streamed]
@@ -157,6 +156,7 @@ class Ledger:
             "ttft_ewma_s": replica.ttft_ewma_s,
             "itl_ewma_s": replica.itl_ewma_s,
             "in_flight_ewma": replica.in_flight_ewma,
+            "session_home": float(self.homes.get(session) == r),
             # Vidur has no prefix cache and no failures (scenarios with either are refused): these are facts.
             "expected_prefix_hit_tokens": 0.0,
             "available": 1.0,
