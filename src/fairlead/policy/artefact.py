@@ -127,6 +127,7 @@ class OnnxRouter:
                 f"{self.metadata.fairlead_version}) than this program's ({expected}); train it again"
             )
         self._actor = self._compiled(content, len(features), path)
+        self._parts = None if self._actor is None else forward.parts(self._actor)
         self._seen: dict[int, npt.NDArray[np.float32]] = {}
         """Room for the features of one cluster, by its replicas."""
         self._view: View | None = None
@@ -202,7 +203,7 @@ class OnnxRouter:
             self._view, self._arrays = view, (view.replicas[0], view.request[0], seen, seen[0])
         columns, request, seen, features = self._arrays
         write_features(columns, request, self.favor, features)
-        if self._actor is not None:
-            return np.array((forward.best_of(self._actor, seen),))
+        if self._parts is not None:
+            return np.array((forward.best_by_parts(*self._parts, seen),))
         actions = self.logits(seen).argmax(-1)
         return actions

@@ -1,9 +1,8 @@
 """The actor's forward pass, compiled: the same operations as `fairlead.policy.layers`, without a memory.
 
-One decision among 4 replicas takes 50,000 multiplications; a general runtime spends more time between its
+One decision among 4 replicas takes 190,000 multiplications; a general runtime spends more time between its
 operations than in them. Here the weights are one array that the functions read from front to back, each
-handing the position on to the next. Replicas are rows, and the innermost loops run along the columns of the
-weights: so they are vectorised without reordering any sum.
+handing the position on to the next. Replicas are rows.
 """
 
 import math
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fairlead.compiled import njit
+from fairlead.policy.product import add_product
 
 Floats = npt.NDArray[np.float32]
 
@@ -159,6 +159,28 @@ def best_of(actor: Actor, features: Floats) -> int:
     return best
 
 
+class Parts(NamedTuple):
+    """An actor as arrays: compiled code takes them over in a quarter of the time that an `Actor` needs."""
+
+    weights: Floats
+    seen: Floats
+    numbers: npt.NDArray[np.int64]
+    """(8,) the other fields of `Actor`, in their order."""
+
+
+def parts(actor: Actor) -> Parts:
+    """The same actor as arrays."""
+    return Parts(actor.weights, actor.seen, np.array(actor[2:], np.int64))
+
+
+@njit()
+def best_by_parts(weights: Floats, seen: Floats, numbers: npt.NDArray[np.int64], features: Floats) -> int:
+    """What `best_of` says, for an actor's `Parts`."""
+    n = numbers
+    actor = Actor(weights, seen, n[0], n[1], n[2], n[3] != 0, n[4], n[5], n[6], n[7])
+    return best_of(actor, features)
+
+
 @njit()
 def _score(actor: Actor, features: Floats, scores: Floats) -> None:
     """The scores (K, R) of K clusters from the features (K * R, F) of all their replicas."""
@@ -216,10 +238,10 @@ def _attend(actor: Actor, x: Floats, absent: npt.NDArray[np.bool_], at: int) -> 
                     key[i, r] = part[width + i]
                     value[r, i] = part[2 * width + i]
             looks.fill(0.0)
-            _add_product(query, key, looks)
+            add_product(query, key, looks)
             _softmax(looks, absent[c])
             seen.fill(0.0)
-            _add_product(looks, value, seen)
+            add_product(looks, value, seen)
             for r in range(replicas):
                 for i in range(size):
                     found[c * replicas + r, head * size + i] = seen[r, i]
@@ -241,26 +263,8 @@ def _linear(x: Floats, weights: Floats, at: int, columns: int) -> tuple[Floats, 
         to, of = out[r], weights[shift:end]
         for o in range(columns):
             to[o] = of[o]
-    _add_product(x, weights[at:shift].reshape(x.shape[1], columns), out)
+    add_product(x, weights[at:shift].reshape(x.shape[1], columns), out)
     return out, end
-
-
-@njit()
-def _add_product(x: Floats, matrix: Floats, out: Floats) -> None:
-    """`out` (R, out) += `x` (R, in) times `matrix` (in, out)."""
-    size, columns = matrix.shape
-    whole = size - size % 4
-    for r in range(len(x)):
-        to = out[r]
-        # Four rows of the matrix at a time, so that `to` is read and written a quarter as often.
-        for i in range(0, whole, 4):
-            x0, x1, x2, x3 = x[r, i], x[r, i + 1], x[r, i + 2], x[r, i + 3]
-            m0, m1, m2, m3 = matrix[i], matrix[i + 1], matrix[i + 2], matrix[i + 3]
-            for o in range(columns):
-                to[o] += x0 * m0[o] + x1 * m1[o] + x2 * m2[o] + x3 * m3[o]
-        for i in range(whole, size):
-            for o in range(columns):
-                to[o] += x[r, i] * matrix[i, o]
 
 
 @njit()

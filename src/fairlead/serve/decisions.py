@@ -56,7 +56,7 @@ def gateway_router(text: str, favor: float, seed: int) -> Router:
 
     Raises:
         FairleadError: for an unknown name, an unusable policy file, and for `lookahead`, which needs more
-        than     the view.
+        than the view.
     """
     entry = find_router(text, favor)
     if not isinstance(entry.router, Router):
@@ -80,7 +80,7 @@ def warm_learned() -> None:
     weights = np.zeros(9, np.float32)  # 1 feature -> 2 -> 1 -> 1, with biases
     smallest = forward.Actor(weights, np.ones(1, np.float32), 0, 2, 1, False, 0, 0, 1, -1)
     forward.logits(smallest, np.ones((1, 1, 1), np.float32))
-    forward.best_of(smallest, np.ones((1, 1, 1), np.float32))
+    forward.best_by_parts(*forward.parts(smallest), np.ones((1, 1, 1), np.float32))
 
 
 class Room(NamedTuple):
