@@ -1,8 +1,9 @@
 """The routers that people use today, and stronger simple ones: the bar for a learned policy.
 
 Each is a score per replica (the least wins, ties are broken at random), except `random`,
-`round_robin` and `p2c`; those that weigh prefixes against load are in `affinity`. None chooses a replica
-that is not available. They are compiled, so that a tournament runs at the simulator's own speed.
+`round_robin` and `p2c`; those that weigh prefixes against load are in `affinity`, the one for full KV caches
+in `bulkhead`. None chooses a replica that is not available. They are compiled, so that a tournament runs at
+the simulator's own speed.
 """
 
 from collections.abc import Mapping
@@ -13,18 +14,16 @@ import numpy.typing as npt
 from fairlead import rng
 from fairlead.compiled import njit
 from fairlead.errors import FairleadError
-from fairlead.policy import affinity
+from fairlead.policy import affinity, bulkhead
 from fairlead.view.preference import Weights
 from fairlead.view.privilege import NOTHING
 from fairlead.view.schema import (
     AVAILABLE,
-    CONTEXT_TOKENS,
     DECODE_ITERATION_S,
     EXPECTED_OUTPUT_TOKENS,
     EXPECTED_PREFIX_HIT_TOKENS,
     EXPECTED_REMAINING_TOKENS,
     IN_FLIGHT,
-    KV_CAPACITY_TOKENS,
     PENDING_PREFILL_TOKENS,
     PREFILL_TOKENS_PER_S,
     SPEED,
@@ -33,7 +32,7 @@ from fairlead.view.schema import (
 
 RANDOM, ROUND_ROBIN, LOR, P2C, LEAST_KV, LEAST_PREFILL, LEAST_WORK, WEIGHTED_LOR, LOOKAHEAD = range(9)
 PREFIX_AFFINITY, PREFIX_THEN_LOAD, SESSION_STICKY, STICKY_UNTIL_SATURATED, LMETRIC = range(9, 14)
-STICKY_LEAST_LOADED = 14
+STICKY_LEAST_LOADED, KV_BULKHEAD = 14, 15
 
 HEURISTICS: Mapping[str, int] = {
     "random": RANDOM,
@@ -41,6 +40,7 @@ HEURISTICS: Mapping[str, int] = {
     "lor": LOR,
     "p2c": P2C,
     "least_kv": LEAST_KV,
+    "kv_bulkhead": KV_BULKHEAD,
     "least_prefill": LEAST_PREFILL,
     "least_work": LEAST_WORK,
     "weighted_lor": WEIGHTED_LOR,
@@ -62,6 +62,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "lor": "least outstanding requests (running + waiting)",
     "p2c": "the less loaded of two random replicas, by outstanding requests",
     "least_kv": "the smallest fraction of the KV cache in use or spoken for",
+    "kv_bulkhead": "the same, but a prompt that fits nowhere goes where most is waiting already",
     "least_prefill": "fewest pending prompt tokens, ties by outstanding requests",
     "least_work": "least pending prefill time + expected remaining decode time",
     "weighted_lor": "outstanding requests (with the new one) divided by the declared speed",
@@ -103,7 +104,7 @@ def score(code: int, row: npt.NDArray[np.float64], request: npt.NDArray[np.float
     if code == LOR:
         return row[IN_FLIGHT]
     if code == LEAST_KV:
-        return (row[CONTEXT_TOKENS] + row[PENDING_PREFILL_TOKENS]) / row[KV_CAPACITY_TOKENS]
+        return bulkhead.kv_in_use(row)
     if code == LEAST_PREFILL:
         # Outstanding requests count for less than one token, so that they only break ties.
         return row[PENDING_PREFILL_TOKENS] + affinity.TIE * row[IN_FLIGHT]
@@ -185,6 +186,8 @@ def choose(
         affinity.by_home(replicas, scores)
     elif code == STICKY_UNTIL_SATURATED:
         affinity.by_stickiness(replicas, request, scores)
+    elif code == KV_BULKHEAD:
+        bulkhead.by_bulkhead(replicas, request, scores)
     else:
         for r in range(replicas.shape[0]):
             scores[r] = score(code, replicas[r], request)

@@ -37,6 +37,7 @@ Copies = tuple[npt.NDArray[np.uint8], ...]
 BASES = (
     "lor",
     "least_kv",
+    "kv_bulkhead",
     "least_prefill",
     "least_work",
     "weighted_lor",

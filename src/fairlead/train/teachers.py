@@ -9,6 +9,7 @@ import numpy.typing as npt
 from fairlead import rng
 from fairlead.env.vector import dear_where_away
 from fairlead.errors import FairleadError
+from fairlead.policy import bulkhead
 from fairlead.policy.artefact import OnnxRouter
 from fairlead.policy.heuristics import HEURISTICS, Heuristic
 from fairlead.policy.packaged import is_packaged, policy_path
@@ -53,17 +54,23 @@ class Teacher(NamedTuple):
     """Told whom it teaches, before each round."""
 
 
-def lookahead(*, privileged: bool = False) -> Teacher:
+def lookahead(*, privileged: bool = False, contained: bool = False) -> Teacher:
     """The teacher that simulates each choice: costs of `env.teacher_costs`.
 
-    A `privileged` one sees the simulator's true state while labelling; the student sees only its view.
+    A `privileged` one sees the simulator's true state while labelling; the student sees only its view. A
+    `contained` one keeps what fits into no KV cache behind the bulkhead (`policy.bulkhead`): lookahead takes
+    what is cheapest for the requests at hand, and does not see that those to come will fell the cluster.
     """
 
     def label(env: Any, here: Mask | None = None) -> Labels:
         costs: Labels = env.teacher_costs(privileged=True) if privileged else env.teacher_costs()
+        if contained:
+            view = env.clusters.view
+            costs = bulkhead.contained(costs, view.replicas, view.request)
         return costs
 
-    return Teacher("privileged lookahead" if privileged else "lookahead", label)
+    name = "contained lookahead" if contained else "lookahead"
+    return Teacher(f"privileged {name}" if privileged else name, label)
 
 
 def counterfactual(decisions: int = DECISIONS) -> Teacher:
@@ -211,7 +218,8 @@ def make_teacher(
     """The teacher called `who`: lookahead, a heuristic whose choices follow from the view, or a mixture.
 
     Or a policy, `fairlead/generalist` or a file, or `counterfactual`, whose runs go on for so many
-    `decisions`. `elsewhere` names other teachers by scenario; `lookahead:privileged` is one of them.
+    `decisions`. `elsewhere` names other teachers by scenario; `lookahead:privileged` is one of them, and
+    `lookahead:contained`.
 
     Raises:
         FairleadError: for an unknown router or file, one that cannot be imitated, and for privilege that a
@@ -230,8 +238,9 @@ def make_teacher(
 
 
 def _single(name: str, privileged: bool, decisions: int) -> Teacher:
-    if name in ("lookahead", "lookahead:privileged"):
-        return lookahead(privileged=privileged or name != "lookahead")
+    kind, _, way = name.partition(":")
+    if kind == "lookahead" and way in ("", "privileged", "contained"):
+        return lookahead(privileged=privileged or way == "privileged", contained=way == "contained")
     if privileged:
         raise FairleadError(f"{name} cannot be privileged: only lookahead can")
     if name == COUNTERFACTUAL:
