@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import socket
+import threading
 
 import pytest
 
@@ -68,6 +70,37 @@ def test_requests_without_an_id_get_one_each(play, prompt):
         ids = {(await world.ask(body=prompt)).headers["x-request-id"] for _ in range(3)}
         assert len(ids) == 3
         assert {r[2]["x-request-id"] for b in world.backends for r in b.requests} == ids
+
+    play(scene)
+
+
+def test_an_answer_leaves_before_its_books_are_kept(play, prompt):
+    """What is slow about logs or traces must not hold up the answer that they are about."""
+    got = threading.Event()
+
+    def client(port: int) -> None:
+        body = json.dumps(prompt).encode()
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: gateway\r\nContent-Length: %d\r\n\r\n" % len(body)
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(head + body)
+            data = b""
+            while b" x x x x" not in data:
+                data += connection.recv(65_536)
+            got.set()
+
+    async def scene(world):
+        seen = []
+        ended = world.gateway.ended
+
+        def book(exchange, backend):
+            seen.append(got.wait(5.0))  # nothing else can happen on the loop meanwhile
+            ended(exchange, backend)
+
+        world.gateway.ended = book
+        await asyncio.to_thread(client, world.port)
+        while not seen:
+            await asyncio.sleep(0.01)
+        assert seen == [True]
 
     play(scene)
 
