@@ -19,7 +19,7 @@ OneScenario = Annotated[
         metavar="NAME_OR_FILE",
         help="A scenario that ships with Fairlead (see `fairlead scenarios`) or a YAML file of your own. "
         "`NAME:16` is one with 16 replicas, `NAME~3` one on hardware drawn at random, `NAME@1.2` one at that "
-        "load.",
+        "load; `drawn~3` is drawn at random as a whole.",
         show_default=False,
     ),
 ]
@@ -31,7 +31,7 @@ ManyScenarios = Annotated[
         metavar="NAME_OR_FILE,...",
         help="Scenarios: names, YAML files or `suite/standard`, separated by commas, or the option repeated. "
         "`NAME:16` is one with 16 replicas, `NAME~3` one on hardware drawn at random, `NAME@1.2` one at that "
-        "load.",
+        "load; `drawn~3` is drawn at random as a whole.",
         show_default=False,
     ),
 ]

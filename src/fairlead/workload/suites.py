@@ -12,6 +12,7 @@ from pydantic import Field
 from fairlead.errors import FairleadError
 from fairlead.section import Section, did_you_mean
 from fairlead.workload.drawing import split_draw, with_drawn_hardware
+from fairlead.workload.drawn import DRAWN, drawn_scenario, split_range
 from fairlead.workload.loads import split_load, with_load
 from fairlead.workload.scaling import split_count, with_replicas
 from fairlead.workload.scenario import SUITE_PREFIX, Scenario, load_scenario
@@ -50,27 +51,30 @@ def load_variant(name_or_file: str) -> Scenario:
 
     `:16` behind it multiplies the replicas to 16 (`with_replicas`), `~3` puts it on hardware number 3 of
     those drawn at random (`with_drawn_hardware`), `@1.2` has it at that load alone (`with_load`);
-    `NAME:16~3@1.2` is all three.
+    `NAME:16~3@1.2` is all three. `drawn~3` is a scenario of which everything is drawn (`drawn_scenario`).
 
     Raises:
-        FairleadError: as `load_scenario`, `with_replicas`, `with_drawn_hardware` and `with_load`.
+        FairleadError: as `load_scenario`, `with_replicas`, `with_drawn_hardware` and `with_load`; for `drawn`
+            without a number, and with a number of replicas.
     """
     name, replicas, draw, load = _split(name_or_file)
+    if name == DRAWN:
+        return _drawn(name_or_file, replicas, draw, load)
     return _vary(load_scenario(name), replicas, draw, load)
 
 
 def load_scenarios(name_or_file: str) -> list[Scenario]:
-    """The scenarios that a text names: those of `suite/NAME`, or the one of `load_variant`.
+    """The scenarios that a text names: those of `suite/NAME` or `drawn~3..9`, or the one of `load_variant`.
 
     `:16`, `~3` and `@1.2` behind a suite hold for each of its scenarios.
 
     Raises:
-        FairleadError: if there is no such suite, and as `load_variant`.
+        FairleadError: if there is no such suite, and as `load_variant` and `split_range`.
     """
     name, replicas, draw, load = _split(name_or_file)
-    is_suite = name.startswith(SUITE_PREFIX) and not name.endswith((".yaml", ".yml"))
-    names = load_suite(name).scenarios if is_suite else [name]
-    return [_vary(load_scenario(each), replicas, draw, load) for each in names]
+    if name.startswith(SUITE_PREFIX) and not name.endswith((".yaml", ".yml")):
+        return [_vary(load_scenario(each), replicas, draw, load) for each in load_suite(name).scenarios]
+    return [load_variant(each) for each in split_range(name_or_file)]
 
 
 def _split(text: str) -> tuple[str, int | None, int | None, float | None]:
@@ -87,3 +91,11 @@ def _vary(scenario: Scenario, replicas: int | None, draw: int | None, load: floa
     if draw is not None:
         scenario = with_drawn_hardware(scenario, draw)
     return scenario if load is None else with_load(scenario, load)
+
+
+def _drawn(text: str, replicas: int | None, number: int | None, load: float | None) -> Scenario:
+    if number is None:
+        raise FairleadError(f"{text}: scenarios that are drawn at random have numbers, for example {DRAWN}~3")
+    if replicas is not None:
+        raise FairleadError(f"{text}: how many replicas is drawn too; leave :{replicas} away")
+    return _vary(drawn_scenario(number), None, None, load)
