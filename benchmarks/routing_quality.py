@@ -29,6 +29,7 @@ from fairlead.evaluate.contest import Contest
 from fairlead.evaluate.judgement import judge, summarise
 from fairlead.evaluate.quality import Plan, check, measure
 from fairlead.evaluate.quality_page import file_name, page, picture, summary_lines
+from fairlead.evaluate.standings import standings
 from fairlead.evaluate.tournament import simulate_once
 from fairlead.policy.packaged import GENERALIST
 from fairlead.simulator.capacity import capacity_rps
@@ -87,6 +88,7 @@ def facts(options: argparse.Namespace, plan: Plan) -> list[str]:
     }
     given = "".join(f" {name} {value}" for name, (value, default) in asked.items() if value != default)
     given += " --no-lookahead" if options.no_lookahead else ""
+    given += " --brief" if options.brief else ""
     given += f" --specialists {' '.join(map(str, options.specialists))}" if options.specialists else ""
     return [
         f"Made by `python benchmarks/routing_quality.py{given} --page {options.page}`; every number on this "
@@ -129,6 +131,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=2, help="scenarios at a time")
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
     parser.add_argument("--page", type=Path, help="write the results page here, with frontiers/ beside it")
+    parser.add_argument(
+        "--brief", action="store_true", help="a page without the tables behind its claims, for many scenarios"
+    )
     parser.add_argument("--json", action="store_true", help="print quality.json")
     return parser.parse_args()
 
@@ -148,7 +153,8 @@ def main() -> None:
             specialists=tuple(options.specialists),
         )
     )
-    found = contests(plan, scenario_list([options.scenarios]), options.out, options.jobs)
+    scenarios = scenario_list([options.scenarios])
+    found = contests(plan, scenarios, options.out, options.jobs)
     judgements = [judge(contest) for contest in found.values()]
     by_load = [judge(contest.at(load)) for contest in found.values() for load in contest.loads]
     summary = summarise(judgements)
@@ -162,10 +168,17 @@ def main() -> None:
         "scenarios": [each.model_dump() for each in judgements],
         "single_loads": [each.model_dump() for each in by_load],
     }
+    if len(found) > 1:
+        content["standings"] = {
+            router: {metric: each.model_dump() for metric, each in by_metric.items()}
+            for router, by_metric in standings(list(found.values())).items()
+        }
     text = json.dumps(content, indent=1)
     (options.out / "quality.json").write_text(text + "\n", encoding="utf-8")
     if options.page:
-        write_page(options.page, page(found, judgements, summary, facts(options, plan)), found)
+        about = {each.name: each.description for each in scenarios} if options.brief else None
+        text_of_page = page(found, judgements, summary, facts(options, plan), about)
+        write_page(options.page, text_of_page, {} if options.brief else found)
     if options.json:
         print(text)
     else:

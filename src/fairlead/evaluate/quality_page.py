@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fairlead.evaluate import figures
-from fairlead.evaluate.contest import METRICS, OBJECTIVE, Contest, Difference, Values, differ
+from fairlead.evaluate.contest import FRONTIER, METRICS, OBJECTIVE, Contest, Difference, Values, differ
 from fairlead.evaluate.judgement import UNEQUAL_GOAL, Judgement, Summary
 from fairlead.evaluate.phrasing import LABELS, MINUS, number
+from fairlead.evaluate.standings import Standing, standings
 from fairlead.view.preference import DEFAULT_FAVOR
 
 
@@ -74,7 +75,28 @@ def verdict(judgement: Judgement) -> str:
     )
 
 
-def overview(judgements: Sequence[Judgement]) -> list[str]:
+def across(contests: Sequence[Contest]) -> list[str]:
+    """Every router over all scenarios, which says what is lost by not knowing which heuristic is best."""
+
+    def cells(standing: Standing) -> str:
+        interval = f"[{percent(standing.ci_low)}, {percent(standing.ci_high)}]"
+        worst = f"{percent(standing.worst)} % ({standing.worst_in})"
+        return f"{percent(standing.mean)} % {interval} | {worst}"
+
+    lines = [
+        "Over all scenarios, against the best heuristic of each one (geometric mean and its 95 % interval "
+        "over the scenarios, and the scenario where the router stands worst):",
+        "",
+        "| router | " + " | ".join(f"{LABELS[metric]} | worst" for metric in FRONTIER) + " |",
+        "|---|" + "---|---|" * len(FRONTIER),
+    ]
+    for router, found in standings(contests).items():
+        name = f"**{router}**" if router.startswith("learned") else router
+        lines.append(f"| {name} | " + " | ".join(cells(found[metric]) for metric in FRONTIER) + " |")
+    return [*lines, ""]
+
+
+def overview(judgements: Sequence[Judgement], linked: bool = True) -> list[str]:
     """One line for each scenario."""
     lines = [
         f"| scenario | best heuristic: mean E2E | favor {DEFAULT_FAVOR:g} | best heuristic: p99 TTFT | "
@@ -87,7 +109,8 @@ def overview(judgements: Sequence[Judgement]) -> list[str]:
             for metric in ("e2e_mean_s", "ttft_p99_s")
             for text in (j.best[metric], shown(j.default[metric]))
         ]
-        lines.append(f"| [{j.scenario}](#{anchor(j.scenario)}) | " + " | ".join(cells) + f" | {verdict(j)} |")
+        name = f"[{j.scenario}](#{anchor(j.scenario)})" if linked else j.scenario
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {verdict(j)} |")
     return lines
 
 
@@ -207,9 +230,17 @@ def picture(contest: Contest) -> str:
 
 
 def page(
-    contests: Mapping[str, Contest], judgements: Sequence[Judgement], summary: Summary, facts: Sequence[str]
+    contests: Mapping[str, Contest],
+    judgements: Sequence[Judgement],
+    summary: Summary,
+    facts: Sequence[str],
+    about: Mapping[str, str] | None = None,
 ) -> str:
-    """The whole page; `facts` are the lines that say how it was made."""
+    """The whole page; `facts` are the lines that say how it was made.
+
+    Given `about`, what each scenario is in a sentence, the page says that instead of the tables behind its
+    claims.
+    """
     over = judgements[0].default["e2e_mean_s"].over
     lines = [
         "# Results",
@@ -232,9 +263,13 @@ def page(
         "",
         *summary_lines(summary),
         "",
-        *overview(judgements),
+        *(across(list(contests.values())) if len(contests) > 1 else []),
+        *overview(judgements, linked=about is None),
         "",
     ]
+    if about is not None:
+        lines += ["## The scenarios", "", *(f"- `{name}`: {about[name]}" for name in contests)]
+        return "\n".join(lines) + "\n"
     for judgement in judgements:
         lines += details(contests[judgement.scenario], judgement)
     return "\n".join(lines).rstrip() + "\n"
