@@ -15,24 +15,21 @@ from fairlead import rng
 from fairlead.compiled import njit
 from fairlead.errors import FairleadError
 from fairlead.policy import affinity, bulkhead
+from fairlead.view import work
 from fairlead.view.preference import Weights
 from fairlead.view.privilege import NOTHING
 from fairlead.view.schema import (
     AVAILABLE,
-    DECODE_ITERATION_S,
-    EXPECTED_OUTPUT_TOKENS,
     EXPECTED_PREFIX_HIT_TOKENS,
-    EXPECTED_REMAINING_TOKENS,
     IN_FLIGHT,
     PENDING_PREFILL_TOKENS,
-    PREFILL_TOKENS_PER_S,
     SPEED,
     View,
 )
 
 RANDOM, ROUND_ROBIN, LOR, P2C, LEAST_KV, LEAST_PREFILL, LEAST_WORK, WEIGHTED_LOR, LOOKAHEAD = range(9)
 PREFIX_AFFINITY, PREFIX_THEN_LOAD, SESSION_STICKY, STICKY_UNTIL_SATURATED, LMETRIC = range(9, 14)
-STICKY_LEAST_LOADED, KV_BULKHEAD = 14, 15
+STICKY_LEAST_LOADED, KV_BULKHEAD, STICKY_LEAST_WORK = 14, 15, 16
 
 HEURISTICS: Mapping[str, int] = {
     "random": RANDOM,
@@ -49,6 +46,7 @@ HEURISTICS: Mapping[str, int] = {
     "session_sticky": SESSION_STICKY,
     "sticky_least_loaded": STICKY_LEAST_LOADED,
     "sticky_until_saturated": STICKY_UNTIL_SATURATED,
+    "sticky_least_work": STICKY_LEAST_WORK,
     "lmetric": LMETRIC,
 }
 """Name -> code of the heuristics that read the view alone."""
@@ -71,13 +69,10 @@ DESCRIPTIONS: Mapping[str, str] = {
     "session_sticky": "all turns of a conversation to one replica, by hashing; others: least outstanding",
     "sticky_least_loaded": "a conversation's first turn: least outstanding; later ones to the same replica",
     "sticky_until_saturated": "where the prefix is cached until prompts pile up there, else fewest uncached",
+    "sticky_least_work": "least_work, and a price on uncached tokens and on leaving a conversation's home",
     "lmetric": "uncached prompt tokens, pending and own, times outstanding requests with the new one",
     "lookahead": "simulate each choice with expected output lengths, take the least added cost",
 }
-
-SHARED_BATCH = 40.0
-"""Decodes that share one iteration's fixed time, as `least_work` reckons: a token of decode work costs
-the iteration time of a batch of one divided by this."""
 
 
 @njit()
@@ -114,9 +109,7 @@ def score(code: int, row: npt.NDArray[np.float64], request: npt.NDArray[np.float
         # Zhang et al., "LMetric" (arXiv 2603.15202): new prefill tokens x batch size.
         return affinity.uncached(row, request) * (row[IN_FLIGHT] + 1.0)
     if code == LEAST_WORK:
-        tokens = affinity.uncached(row, request)
-        decodes = row[EXPECTED_REMAINING_TOKENS] + request[EXPECTED_OUTPUT_TOKENS]
-        return tokens / row[PREFILL_TOKENS_PER_S] + decodes * row[DECODE_ITERATION_S] / SHARED_BATCH
+        return work.ahead_s(row, request)
     return (row[IN_FLIGHT] + 1.0) / row[SPEED]
 
 
@@ -186,6 +179,10 @@ def choose(
         affinity.by_home(replicas, scores)
     elif code == STICKY_UNTIL_SATURATED:
         affinity.by_stickiness(replicas, request, scores)
+    elif code == STICKY_LEAST_WORK:
+        home = work.has_home(replicas)
+        for r in range(replicas.shape[0]):
+            scores[r] = work.ahead_s(replicas[r], request) + work.moving_s(replicas[r], request, home)
     elif code == KV_BULKHEAD:
         bulkhead.by_bulkhead(replicas, request, scores)
     else:

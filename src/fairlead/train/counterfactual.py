@@ -45,6 +45,7 @@ BASES = (
     "session_sticky",
     "sticky_least_loaded",
     "sticky_until_saturated",
+    "sticky_least_work",
     "lmetric",
 )
 """The heuristics that a run may go on with."""
