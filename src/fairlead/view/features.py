@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fairlead.compiled import njit
+from fairlead.view import work
 from fairlead.view.preference import dial
 from fairlead.view.schema import (
     AVAILABLE,
@@ -32,8 +33,10 @@ from fairlead.view.schema import (
     PROMPT_TOKENS,
     SCRAPE_AGE_S,
     SCRAPED_KV_USAGE,
+    SCRAPED_PREFIX_HIT_RATE,
     SCRAPED_RUNNING,
     SCRAPED_WAITING,
+    SESSION_HOME,
     SPEED,
     TTFT_EWMA_S,
     TTFT_TAIL_S,
@@ -87,6 +90,12 @@ FEATURES: tuple[str, ...] = (
     "uncached_by_batch_above_least",
     "decodes_delayed_above_least",
     "expected_remaining_above_least",
+    "session_home",
+    "prefix_hit_rate",
+    "prompts_that_fit",
+    "replicas",
+    "moving_time",
+    "sticky_work_above_least",
 )
 """Names, in the order of the last axis."""
 
@@ -187,10 +196,14 @@ def features(
     least_uncached = np.inf
     least_delayed = np.inf
     least_remaining = np.inf
+    least_work = np.inf
+    available = 0
+    home = work.has_home(rows)
     for r in range(rows.shape[0]):
         row = rows[r]
         if row[AVAILABLE] == 0.0:
             continue
+        available += 1
         prefill = row[PENDING_PREFILL_TOKENS] / row[PREFILL_TOKENS_PER_S]
         own = max(prompt - row[EXPECTED_PREFIX_HIT_TOKENS], 1.0) / row[PREFILL_TOKENS_PER_S]
         least_prefill = min(least_prefill, prefill)
@@ -207,6 +220,7 @@ def features(
         least_with_own = min(least_with_own, prefill + own)
         least_decode = min(least_decode, row[EXPECTED_REMAINING_TOKENS] * row[DECODE_ITERATION_S])
         least_cost = min(least_cost, _cost(row, request, prefill, own, tail, weights))
+        least_work = min(least_work, work.ahead_s(row, request) + work.moving_s(row, request, home))
     for r in range(rows.shape[0]):
         row = rows[r]
         prefill = row[PENDING_PREFILL_TOKENS] / row[PREFILL_TOKENS_PER_S]
@@ -261,6 +275,15 @@ def features(
         to[39] = _uncached_by_batch(row, request) - least_uncached
         to[40] = decoding * own - least_delayed
         to[41] = _remaining(row) - least_remaining
+        # Whether the conversation's request before went there, whatever is cached by now.
+        to[42] = row[SESSION_HOME]
+        to[43] = row[SCRAPED_PREFIX_HIT_RATE]
+        # How soon a cache is full of prompts like this one.
+        to[44] = math.log(row[KV_CAPACITY_TOKENS] / max(prompt, 1.0)) / 4.0
+        to[45] = math.log(max(available, 1)) / 2.0
+        moving = work.moving_s(row, request, home)
+        to[46] = math.log1p(4.0 * max(moving, 0.0))
+        to[47] = math.log1p(max(0.0, 4.0 * (work.ahead_s(row, request) + moving - least_work)))
 
 
 @njit()
