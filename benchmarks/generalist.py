@@ -5,11 +5,11 @@
 Scenarios and settings are those of src/fairlead/policies/generalist.yaml: its stages are trained one after
 the other, each from where the one before ended, on the recipe's scenarios and those that the stage adds. A
 stage with `kinds` is several trainings, each on scenarios of one kind alone, which then teach these
-scenarios in the next stage without (where several know a scenario, the last one does); where `teacher`,
-`teachers` or `start_from` name a stage or a kind (`specialise/chat`), its policy is meant. The policy
-replaces generalist.onnx beside that file, and how the training went replaces generalist.json. `--set`
-changes a setting of all stages for a trial, `--scenarios` the scenarios; `--no-install` leaves the package
-alone. An interrupted run goes on with the same command.
+scenarios in the next stage without, as far as it has them (where several know a scenario, the last one
+does); where `teacher`, `teachers` or `start_from` name a stage or a kind (`specialise/chat`), its policy is
+meant. The policy replaces generalist.onnx beside that file, and how the training went replaces
+generalist.json. `--set` changes a setting of all stages for a trial, `--scenarios` the scenarios;
+`--no-install` leaves the package alone. An interrupted run goes on with the same command.
 """
 
 import argparse
@@ -79,9 +79,12 @@ def settings(options: argparse.Namespace) -> list[list[Training]]:
                 f"{options.config}, stage {stage}: its kinds name their scenarios, and it others"
             )
         if kinds is None:
-            if taught:
-                shared["teachers"] = {**taught, **shared.get("teachers", {})}
-            trainings = {stage: (shared, everything if options.scenarios else [*everything, *more])}
+            its = everything if options.scenarios else [*everything, *more]
+            here = {scenario.name for scenario in scenario_list(its)} if taught else set()
+            known = {name: training for name, training in taught.items() if name in here}
+            if known:
+                shared["teachers"] = {**known, **shared.get("teachers", {})}
+            trainings = {stage: (shared, its)}
             before, taught = stage, {}
         else:
             trainings = {f"{stage}/{kind}": _of_kind(shared, dict(its)) for kind, its in kinds.items()}
@@ -93,9 +96,9 @@ def settings(options: argparse.Namespace) -> list[list[Training]]:
     return stages
 
 
-def _flat(names: list[str | list[str]]) -> list[str]:
+def _flat(names: list[Any]) -> list[str]:
     """A list of names in which lists may stand, as YAML's aliases put them there."""
-    return [name for each in names for name in ([each] if isinstance(each, str) else each)]
+    return [name for each in names for name in ([each] if isinstance(each, str) else _flat(each))]
 
 
 def _of_kind(stage: dict[str, Any], kind: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
