@@ -58,6 +58,24 @@ def test_a_scenario_of_ones_own_is_measured_judged_and_written_down(tmp_path, mo
     assert json.loads(again.out) == found and again.err == ""  # nothing was run again
 
 
+def test_many_scenarios_are_a_brief_page(tmp_path, monkeypatch):
+    for name in ("mine", "yours"):
+        (tmp_path / f"{name}.yaml").write_text(f"description: The cluster of {name}.\n{SCENARIO}")
+    page = tmp_path / "docs" / "brief.md"
+    run(
+        monkeypatch,
+        *("--scenarios", f"{tmp_path / 'mine.yaml'},{tmp_path / 'yours.yaml'}", "--dials", "0.75"),
+        *("--seeds", "2", "--requests", "60", "--no-lookahead", "--brief", "--jobs", "1"),
+        *("--out", str(tmp_path / "out"), "--page", str(page)),
+    )
+    text = page.read_text(encoding="utf-8")
+    assert "--brief" in text and "- `yours`: The cluster of yours." in text
+    assert "| **learned, favor 0.75** |" in text and "| least_work |" in text
+    assert "## mine" not in text and not list(page.parent.glob("frontiers/*"))
+    standings = json.loads((tmp_path / "out" / "quality.json").read_text())["standings"]
+    assert set(standings["least_work"]) == {"e2e_mean_s", "ttft_p99_s"}
+
+
 def test_what_cannot_be_measured_is_an_error(tmp_path, monkeypatch):
     with pytest.raises(FairleadError, match="no policy file"):
         run(monkeypatch, "--policies", "none.onnx", "--out", str(tmp_path / "out"))
@@ -97,20 +115,26 @@ def test_kinds_teach_their_scenarios_in_the_next_stage(tmp_path):
         "first": {},
         "alone": {
             "imitation": {"rounds": 3},
-            "kinds": {"a": {"scenarios": ["chat-equal"], "imitation": {"steps": 64}}},
+            "kinds": {"a": {"scenarios": ["chat-equal", "chat-stale"], "imitation": {"steps": 64}}},
         },
-        "unite": {"start_from": None, "teacher": "first", "teachers": {"code-equal": "lor"}},
+        "unite": {
+            "scenarios": [[["drawn~1"], "drawn~2"]],
+            "start_from": None,
+            "teacher": "first",
+            "teachers": {"code-equal": "lor"},
+        },
     }
     content = {"scenarios": ["chat-equal", "code-equal"], "stages": stages}
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     (first,), (alone,), (unite,) = generalist.settings(recipe(config=path))
-    assert (alone.name, alone.scenarios) == ("alone/a", ["chat-equal"])
+    assert (alone.name, alone.scenarios) == ("alone/a", ["chat-equal", "chat-stale"])
     assert alone.config.start_from == unite.config.teacher == "runs/first/policy.onnx"
     assert alone.config.imitation is not None
     assert (alone.config.imitation.rounds, alone.config.imitation.steps) == (3, 64)
     assert unite.config.start_from is None
     assert unite.config.teachers == {"chat-equal": "runs/alone/a/policy.onnx", "code-equal": "lor"}
-    assert unite.scenarios == first.scenarios == ["chat-equal", "code-equal"]
+    assert first.scenarios == ["chat-equal", "code-equal"]
+    assert unite.scenarios == [*first.scenarios, "drawn~1", "drawn~2"]
 
 
 def test_the_generalist_is_trained_stage_by_stage(tmp_path, monkeypatch):

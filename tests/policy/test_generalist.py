@@ -45,7 +45,7 @@ def test_it_does_not_fail_when_more_comes_than_the_cluster_can_serve(name, at_mo
 
 @pytest.mark.parametrize("name", ["drawn~248@0.7", "drawn~252@0.7"])
 def test_it_does_not_fail_with_shared_prompts_on_clusters_that_it_never_saw(name):
-    """One that knew conversations on equal replicas alone was up to 1.6 times as bad as the best heuristic."""
+    """One that knew conversations on equal replicas alone was 1.6 times as bad as the best heuristic."""
     found = ratios(name)
     assert max(found.values()) < 1.15, found
 
