@@ -210,6 +210,36 @@ def test_comparisons_with_the_other_replicas_by_hand() -> None:
     assert found["in_flight_above_holders"][0] == 0.0 and found["decodes_delayed_above_least"][2] == 0.0
 
 
+def test_where_a_conversation_is_at_home_and_what_moving_it_costs_by_hand() -> None:
+    """Three replicas: the first is the home and holds 80 tokens of the prompt, the others nothing."""
+    replicas = np.zeros((1, 3, NUM_REPLICA_COLUMNS))
+    replicas[0, :, schema.AVAILABLE] = 1.0
+    replicas[0, :, schema.KV_CAPACITY_TOKENS] = [1000.0, 2000.0, 4000.0]
+    replicas[0, :, schema.MAX_NUM_SEQS] = 100.0
+    replicas[0, :, schema.PREFILL_TOKENS_PER_S] = 1000.0
+    replicas[0, :, schema.DECODE_ITERATION_S] = 0.01
+    replicas[0, :, schema.SESSION_HOME] = [1.0, 0.0, 0.0]
+    replicas[0, :, schema.SCRAPED_PREFIX_HIT_RATE] = [0.5, 0.25, 0.0]
+    replicas[0, :, schema.EXPECTED_PREFIX_HIT_TOKENS] = [80.0, 0.0, 0.0]
+    replicas[0, :, schema.PENDING_PREFILL_TOKENS] = [900.0, 400.0, 0.0]
+    request = np.zeros((1, NUM_REQUEST_COLUMNS))
+    request[0, schema.PROMPT_TOKENS], request[0, schema.EXPECTED_OUTPUT_TOKENS] = 100.0, 40.0
+    found = _by_name(View(replicas, request))
+    np.testing.assert_allclose(found["session_home"], [1.0, 0.0, 0.0])
+    np.testing.assert_allclose(found["prefix_hit_rate"], [0.5, 0.25, 0.0])
+    np.testing.assert_allclose(found["prompts_that_fit"], np.log([10.0, 20.0, 40.0]) / 4, rtol=1e-6)
+    np.testing.assert_allclose(found["replicas"], np.log(3.0) / 2, rtol=1e-6)
+    moving = np.array([0.02, 0.2, 0.2])
+    np.testing.assert_allclose(found["moving_time"], np.log1p(4 * moving), rtol=1e-6)
+    work = np.array([0.92, 0.5, 0.1]) + moving
+    np.testing.assert_allclose(found["sticky_work_above_least"], np.log1p(4 * (work - 0.3)), atol=1e-6)
+    # A home that takes no requests is none, and nobody is compared with it.
+    replicas[0, 0, schema.AVAILABLE] = 0.0
+    found = _by_name(View(replicas, request))
+    np.testing.assert_allclose(found["moving_time"][1:], np.log1p(4 * 0.1), rtol=1e-6)
+    np.testing.assert_allclose(found["replicas"], np.log(2.0) / 2, rtol=1e-6)
+
+
 def test_pitfall_01_there_is_headroom_in_the_demo() -> None:
     """Routing matters there: the best heuristic is well ahead of round robin."""
     for name, least in (("chat-equal", 1.02), ("chat-unequal", 1.5)):
