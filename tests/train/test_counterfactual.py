@@ -105,8 +105,10 @@ def test_the_base_policy_is_the_one_that_does_best_on_what_comes() -> None:
     prices.meet(RouterNetwork())
     prices(env, ALL)
     (twin,) = prices._twins.values()
-    assert set(twin.codes[::2]) <= {HEURISTICS[n] for n in ("prefix_affinity", "sticky_until_saturated")}
-    assert set(twin.codes[1::2]) <= {HEURISTICS[n] for n in ("least_work", "least_prefill", "lmetric")}
+    shared = ("prefix_affinity", "sticky_until_saturated", "sticky_least_work")
+    assert set(twin.codes[::2]) <= {HEURISTICS[name] for name in shared}
+    work = ("least_work", "sticky_least_work", "least_prefill", "lmetric")
+    assert set(twin.codes[1::2]) <= {HEURISTICS[name] for name in work}
 
 
 def test_a_good_student_is_its_own_base_policy(monkeypatch: pytest.MonkeyPatch) -> None:

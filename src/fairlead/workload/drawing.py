@@ -24,7 +24,7 @@ HARDWARE = (
     ("qwen2.5-32b", "h200", 1),
 )
 """What is drawn: model, device, tensor parallel. No pair of model and device is one of
-`suite/hardware`: that is the test of what was never trained on."""
+`suite/hardware`: that is the test of hardware that scenarios without shared prefixes are never drawn on."""
 
 SLOWDOWN = (1.5, 4.0)
 """How many times slower than the first group another one is: log-uniform between these."""
