@@ -1,12 +1,10 @@
 """A policy is carried over to features that are newer than itself."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import onnxruntime
 import pytest
 import torch
+from tools.widen_policy import widen
 
 from fairlead import FairleadError
 from fairlead.policy.artefact import OnnxRouter, actor_weights
@@ -14,17 +12,7 @@ from fairlead.policy.export import export_onnx
 from fairlead.policy.network import RouterNetwork
 from fairlead.view.features import FEATURES, NUM_FEATURES
 
-TOOL = Path(__file__).parents[2] / "tools" / "widen_policy.py"
 OLD = FEATURES[:-3]
-
-
-@pytest.fixture(scope="module")
-def widen():
-    spec = importlib.util.spec_from_file_location("widen_policy", TOOL)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.widen
 
 
 def export(path, features, **options):
@@ -34,7 +22,7 @@ def export(path, features, **options):
     return path
 
 
-def test_the_scores_are_the_old_ones_whatever_the_new_features_say(tmp_path, widen):
+def test_the_scores_are_the_old_ones_whatever_the_new_features_say(tmp_path):
     old, new = export(tmp_path / "old.onnx", OLD), tmp_path / "new.onnx"
     with pytest.raises(FairleadError, match="another view schema"):
         OnnxRouter(old)
@@ -48,7 +36,7 @@ def test_the_scores_are_the_old_ones_whatever_the_new_features_say(tmp_path, wid
     assert actor_weights(new)["trunk.encoder.layers.0.weight"].shape[1] == NUM_FEATURES
 
 
-def test_what_cannot_be_carried_over_is_refused(tmp_path, widen):
+def test_what_cannot_be_carried_over_is_refused(tmp_path):
     others = export(tmp_path / "others.onnx", (*OLD[1:], "something else"))
     with pytest.raises(FairleadError, match="not the first of today's"):
         widen(others, tmp_path / "new.onnx")

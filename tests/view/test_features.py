@@ -174,22 +174,28 @@ def _by_name(view: View) -> dict[str, np.ndarray]:
     return dict(zip(FEATURES, features_batch(view, 0.5)[0].T, strict=True))
 
 
-def test_comparisons_with_the_other_replicas_by_hand() -> None:
-    """Three replicas: two hold 96 tokens of the prompt, one nothing."""
+def _three_replicas(output_tokens: float) -> tuple[np.ndarray, np.ndarray]:
+    """Columns (1, 3, ...) of idle replicas that differ in their KV caches, and of a request of 100 tokens."""
     replicas = np.zeros((1, 3, NUM_REPLICA_COLUMNS))
     replicas[0, :, schema.AVAILABLE] = 1.0
     replicas[0, :, schema.KV_CAPACITY_TOKENS] = [1000.0, 2000.0, 4000.0]
     replicas[0, :, schema.MAX_NUM_SEQS] = 100.0
     replicas[0, :, schema.PREFILL_TOKENS_PER_S] = 1000.0
     replicas[0, :, schema.DECODE_ITERATION_S] = 0.01
+    request = np.zeros((1, NUM_REQUEST_COLUMNS))
+    request[0, schema.PROMPT_TOKENS], request[0, schema.EXPECTED_OUTPUT_TOKENS] = 100.0, output_tokens
+    return replicas, request
+
+
+def test_comparisons_with_the_other_replicas_by_hand() -> None:
+    """Three replicas: two hold 96 tokens of the prompt, one nothing."""
+    replicas, request = _three_replicas(output_tokens=50.0)
     replicas[0, :, schema.EXPECTED_PREFIX_HIT_TOKENS] = [96.0, 96.0, 0.0]
     replicas[0, :, schema.IN_FLIGHT] = [12.0, 4.0, 3.0]
     replicas[0, :, schema.AWAITING_FIRST_TOKEN] = [2.0, 0.0, 3.0]
     replicas[0, :, schema.PENDING_PREFILL_TOKENS] = [300.0, 0.0, 500.0]
     replicas[0, :, schema.CONTEXT_TOKENS] = [700.0, 900.0, 0.0]
     replicas[0, :, schema.EXPECTED_REMAINING_TOKENS] = [640.0, 64.0, 128.0]
-    request = np.zeros((1, NUM_REQUEST_COLUMNS))
-    request[0, schema.PROMPT_TOKENS], request[0, schema.EXPECTED_OUTPUT_TOKENS] = 100.0, 50.0
     found = _by_name(View(replicas, request))
     own = np.array([4.0, 4.0, 100.0])
     # Fewer in flight on the third do not count against those that hold the prompt.
@@ -212,18 +218,11 @@ def test_comparisons_with_the_other_replicas_by_hand() -> None:
 
 def test_where_a_conversation_is_at_home_and_what_moving_it_costs_by_hand() -> None:
     """Three replicas: the first is the home and holds 80 tokens of the prompt, the others nothing."""
-    replicas = np.zeros((1, 3, NUM_REPLICA_COLUMNS))
-    replicas[0, :, schema.AVAILABLE] = 1.0
-    replicas[0, :, schema.KV_CAPACITY_TOKENS] = [1000.0, 2000.0, 4000.0]
-    replicas[0, :, schema.MAX_NUM_SEQS] = 100.0
-    replicas[0, :, schema.PREFILL_TOKENS_PER_S] = 1000.0
-    replicas[0, :, schema.DECODE_ITERATION_S] = 0.01
+    replicas, request = _three_replicas(output_tokens=40.0)
     replicas[0, :, schema.SESSION_HOME] = [1.0, 0.0, 0.0]
     replicas[0, :, schema.SCRAPED_PREFIX_HIT_RATE] = [0.5, 0.25, 0.0]
     replicas[0, :, schema.EXPECTED_PREFIX_HIT_TOKENS] = [80.0, 0.0, 0.0]
     replicas[0, :, schema.PENDING_PREFILL_TOKENS] = [900.0, 400.0, 0.0]
-    request = np.zeros((1, NUM_REQUEST_COLUMNS))
-    request[0, schema.PROMPT_TOKENS], request[0, schema.EXPECTED_OUTPUT_TOKENS] = 100.0, 40.0
     found = _by_name(View(replicas, request))
     np.testing.assert_allclose(found["session_home"], [1.0, 0.0, 0.0])
     np.testing.assert_allclose(found["prefix_hit_rate"], [0.5, 0.25, 0.0])

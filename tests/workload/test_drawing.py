@@ -1,11 +1,14 @@
 """Scenarios on hardware drawn at random."""
 
+import argparse
+from pathlib import Path
+
 import pytest
 import yaml
 
+from benchmarks import generalist
 from fairlead.errors import FairleadError
 from fairlead.evaluate.tournament import simulate_once
-from fairlead.policy.packaged import DIRECTORY
 from fairlead.workload import load_scenario
 from fairlead.workload.drawing import HARDWARE, SLOWDOWN, split_draw, with_drawn_hardware
 from fairlead.workload.suites import load_scenarios
@@ -85,22 +88,17 @@ def test_hardware_of_its_own_is_not_replaced(tmp_path):
         load_scenarios(f"{path}~1")
 
 
-def flat(names):
-    """A list of names in which lists may stand, as YAML's aliases put them there."""
-    return [name for each in names for name in ([each] if isinstance(each, str) else flat(each))]
-
-
 def test_the_generalist_is_not_trained_on_the_hardware_that_tests_it():
     """What `suite/hardware` runs on is in no training with undeclared speeds, but for conversations.
 
     Nor is it drawn for scenarios that somebody thought of. On those that are drawn as a whole the policy
     teaches itself where prompts share nothing.
     """
-    recipe = yaml.safe_load((DIRECTORY / "generalist.yaml").read_text(encoding="utf-8"))
-    names = {*recipe["scenarios"]}
-    for stage in recipe["stages"].values():
-        names |= {*flat(stage.get("scenarios", []))}
-        names |= {name for kind in stage.get("kinds", {}).values() for name in kind["scenarios"]}
+    recipe = argparse.Namespace(
+        config=generalist.GENERALIST.with_suffix(".yaml"), set=[], scenarios=None, out=Path("runs")
+    )
+    trainings = {training.name: training for stage in generalist.settings(recipe) for training in stage}
+    names = {name for training in trainings.values() for name in training.scenarios}
     trained = [scenario for name in names for scenario in load_scenarios(name)]
     assert any("~" in scenario.name for scenario in trained)
     tested = load_scenarios("suite/hardware")
@@ -115,5 +113,5 @@ def test_the_generalist_is_not_trained_on_the_hardware_that_tests_it():
     taught_by_itself = {scenario.name for scenario in whole if scenario in alone}
     assert len(taught_by_itself) == 20
     for stage in ("unite_7", "unite_8"):
-        assert recipe["stages"][stage]["teacher"] == "unite_6"
-        assert not taught_by_itself & {*recipe["stages"][stage]["teachers"]}
+        assert trainings[stage].config.teacher == "runs/unite_6/policy.onnx"
+        assert not taught_by_itself & {*trainings[stage].config.teachers}

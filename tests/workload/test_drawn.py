@@ -6,7 +6,8 @@ import pytest
 
 from fairlead.errors import FairleadError
 from fairlead.evaluate.tournament import simulate_once
-from fairlead.workload.drawn import MODELS, drawn_scenario, split_range
+from fairlead.simulator.fleet import build_fleet
+from fairlead.workload.drawn import LONGEST_OUTPUT, LONGEST_PROMPT, MODELS, drawn_scenario, split_range
 from fairlead.workload.scenario import generate
 from fairlead.workload.suites import load_scenarios, load_variant
 
@@ -48,7 +49,7 @@ def test_what_is_drawn_is_said():
         assert ("routers" in each.description) == (each.routers > 1)
 
 
-def test_every_request_fits_into_every_kv_cache_and_all_can_be_simulated():
+def test_every_request_fits_into_every_kv_cache():
     """The simulator refuses a request that no replica could ever hold: none of the longest ones is."""
     smallest = [each for each in MANY if {"a10"} & {group.device for group in each.replicas}]
     assert len(smallest) > 20
@@ -56,7 +57,9 @@ def test_every_request_fits_into_every_kv_cache_and_all_can_be_simulated():
         assert simulate_once(each, each.loads[0], "lor", requests=60, seed=1)["ttft_mean_s"] > 0
     for each in smallest:
         requests = generate(each, requests=2000, rate=5.0, seed=0, split="evaluate")
-        assert (requests.prompt_tokens + requests.output_tokens).max() <= 28_000
+        longest = (requests.prompt_tokens + requests.output_tokens).max()
+        assert longest <= LONGEST_PROMPT + LONGEST_OUTPUT == 28_000
+        assert longest <= min(build_fleet(each).kv_blocks) * each.engine.block_size
 
 
 def test_a_range_is_its_numbers():
