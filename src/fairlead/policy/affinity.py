@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fairlead.compiled import njit
+from fairlead.view import work
 from fairlead.view.prefixes import mixed
 from fairlead.view.schema import (
     AVAILABLE,
@@ -37,13 +38,6 @@ SATURATED_S = 5.0
 
 TIE = 1.0 / 65536.0
 """An outstanding request counts for less than one token, so that requests only break ties of tokens."""
-
-
-@njit()
-def uncached(row: npt.NDArray[np.float64], request: npt.NDArray[np.float64]) -> float:
-    """Prompt tokens that the replica is expected to have to compute if the request comes: its own too."""
-    own = request[PROMPT_TOKENS] - row[EXPECTED_PREFIX_HIT_TOKENS]
-    return float(row[PENDING_PREFILL_TOKENS] + own)
 
 
 @njit()
@@ -109,6 +103,6 @@ def by_stickiness(
             sticky = min(sticky, wait)
     stick = sticky <= any_replica + SATURATED_S
     for r in range(replicas.shape[0]):
-        scores[r] = uncached(replicas[r], request) + TIE * replicas[r, IN_FLIGHT]
+        scores[r] = work.uncached(replicas[r], request) + TIE * replicas[r, IN_FLIGHT]
         if stick and replicas[r, EXPECTED_PREFIX_HIT_TOKENS] < STICKY_MATCH * request[PROMPT_TOKENS]:
             scores[r] = np.inf

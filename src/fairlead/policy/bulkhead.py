@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fairlead.compiled import njit
-from fairlead.policy.affinity import uncached
 from fairlead.view.schema import AVAILABLE, CONTEXT_TOKENS, KV_CAPACITY_TOKENS, PENDING_PREFILL_TOKENS
+from fairlead.view.work import uncached
 
 ROOM = -1
 """The prompt fits somewhere."""

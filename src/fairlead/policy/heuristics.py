@@ -107,7 +107,7 @@ def score(code: int, row: npt.NDArray[np.float64], request: npt.NDArray[np.float
         return affinity.TIE * row[IN_FLIGHT] - row[EXPECTED_PREFIX_HIT_TOKENS]
     if code == LMETRIC:
         # Zhang et al., "LMetric" (arXiv 2603.15202): new prefill tokens x batch size.
-        return affinity.uncached(row, request) * (row[IN_FLIGHT] + 1.0)
+        return work.uncached(row, request) * (row[IN_FLIGHT] + 1.0)
     if code == LEAST_WORK:
         return work.ahead_s(row, request)
     return (row[IN_FLIGHT] + 1.0) / row[SPEED]

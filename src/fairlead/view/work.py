@@ -22,9 +22,16 @@ of one divided by this."""
 
 
 @njit()
+def uncached(row: npt.NDArray[np.float64], request: npt.NDArray[np.float64]) -> float:
+    """Prompt tokens that the replica is expected to have to compute if the request comes: its own too."""
+    own = request[PROMPT_TOKENS] - row[EXPECTED_PREFIX_HIT_TOKENS]
+    return float(row[PENDING_PREFILL_TOKENS] + own)
+
+
+@njit()
 def ahead_s(row: npt.NDArray[np.float64], request: npt.NDArray[np.float64]) -> float:
     """Pending prefill with the request's own, and expected decode work, of one replica (a `row`)."""
-    tokens = row[PENDING_PREFILL_TOKENS] + request[PROMPT_TOKENS] - row[EXPECTED_PREFIX_HIT_TOKENS]
+    tokens = uncached(row, request)
     decodes = row[EXPECTED_REMAINING_TOKENS] + request[EXPECTED_OUTPUT_TOKENS]
     return float(tokens / row[PREFILL_TOKENS_PER_S] + decodes * row[DECODE_ITERATION_S] / SHARED_BATCH)
 
