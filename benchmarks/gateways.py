@@ -244,10 +244,11 @@ def measure(
 
 
 def our_settings(scenario: Scenario, backends: Sequence[str], speed: float) -> dict[str, Any]:
-    """What the scenario declares about its replicas, as settings of our gateway."""
+    """What the scenario declares about its replicas, as settings of our gateway, in seconds of the wall."""
     facts = build_fleet(scenario).static.tolist()
     return {
         "logs": {"requests": False},
+        "scrape": {"interval": scenario.view.scrape_interval_s / speed},
         "backends": [
             {
                 "url": url,

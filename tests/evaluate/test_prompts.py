@@ -1,5 +1,7 @@
 """Prompts of the wanted length."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from fairlead.evaluate.prompts import TokenIds, Words
@@ -14,6 +16,16 @@ def test_lengths_are_those_of_the_workload():
     ids, words = TokenIds(REQUESTS, "a"), Words(REQUESTS)
     for i, tokens in enumerate(REQUESTS.prompt_tokens):
         assert len(ids.prompt(i)) == tokens == len(words.prompt(i).split())
+
+
+def test_words_are_of_several_lengths_and_no_part_of_a_prompt_is_denser_than_another():
+    """As with a real tokenizer: so a router's estimate from the size is good, and never exact."""
+    long = Requests(np.zeros(1), np.array([4000]), np.array([1]))
+    text = Words(long).prompt(0)
+    assert {len(word) for word in text.split()[1:]} == {2, 3, 4, 5, 6}
+    assert 4.8 < len(text) / 4000 < 5.2
+    shared = Content(np.arange(250), np.array([0, 250]), block_size=16)
+    assert 4.8 < len(Words(replace(long, content=shared)).prompt(0)) / 4000 < 5.2
 
 
 def test_equal_blocks_are_equal_ids_within_a_run_only():

@@ -340,6 +340,7 @@ def play() -> Callable[..., None]:
                         client.close()
                     await world.until(lambda: not server.gateway.exchanges, "the end of all exchanges")
                     assert not server.gateway.ledger.entries
+                    assert not server.gateway.prefixes._memory.sent_refs.any()
                     assert not server.gateway.queue
                     assert all(each.in_flight == 0 for each in server.gateway.backends)
             finally:

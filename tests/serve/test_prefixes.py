@@ -1,5 +1,6 @@
 """What the gateway believes to be cached where."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -9,13 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairlead.serve.prefixes import CHUNK_BYTES, MAX_CHUNKS, Prefixes, chunk_keys
+from fairlead.serve.facts import Facts
+from fairlead.serve.prefixes import CHUNK_BYTES, MAX_CHUNKS, Prefixes, answer_chunks, chunk_keys
 from fairlead.view import schema
+from fairlead.view.prefixes import MOST, USED
 
 
 def test_what_a_conversation_sent_before_is_expected_to_be_cached(play):
     def ask(turns):
-        return {"model": "m", "messages": [{"role": "user", "content": f"{i}" * 2000} for i in range(turns)]}
+        messages = [{"role": "user", "content": f"{i}" * 2000} for i in range(turns)]
+        return {"model": "m", "messages": messages, "max_tokens": 1}
 
     async def scene(world):
         for turns in (1, 2, 3):
@@ -34,7 +38,7 @@ def test_only_a_common_beginning_counts():
     prefixes = Prefixes(1024)
     prefixes.forget(6)
     base = bytes(range(256)) * 8
-    prefixes.sent(5, chunk_keys(base))
+    prefixes.sent(5, chunk_keys(base), 0)
     out = np.zeros((2, schema.NUM_REPLICA_COLUMNS))
     for prompt, chunks in (
         (base, 8),
@@ -42,50 +46,101 @@ def test_only_a_common_beginning_counts():
         (base[: 3 * CHUNK_BYTES] + b"x" * 999, 3),
         (b"x" + base, 0),
     ):
-        prefixes.hits(np.array([5, 6]), chunk_keys(prompt), 10.0, 75.0, out)
+        prefixes.hits(np.array([5, 6]), chunk_keys(prompt), 0, 10.0, 75.0, out)
         assert out[:, schema.EXPECTED_PREFIX_HIT_TOKENS].tolist() == [min(75.0, 10.0 * chunks), 0.0]
     prefixes.forget(5)
-    prefixes.hits(np.array([5, 6]), chunk_keys(base), 10.0, 75.0, out)
+    prefixes.hits(np.array([5, 6]), chunk_keys(base), 0, 10.0, 75.0, out)
     assert not out.any()
+
+
+def test_an_answer_counts_where_its_conversation_goes_on():
+    """The next prompt quotes it, and is expected to find it cached where it was generated."""
+    prefixes = Prefixes(1024)
+    prefixes.forget(1)
+    prompt = bytes(range(256)) * 8 + b"and a little more"
+    facts = Facts("m", True, len(prompt), -1, 0, "who", prompt, False)
+    keys = chunk_keys(prompt)
+    # 400 tokens of 5.16 bytes; 100 more are two chunks and a bit, of which the prompt's end is a part.
+    assert [answer_chunks(facts, 400, n) for n in (0, 1, 48, 49, 100, 101)] == [0, 0, 1, 1, 2, 2]
+    prefixes.sent(0, keys, 5)
+    prefixes.sent(1, keys, 5)
+    prefixes.answered(0, keys, 5, answer_chunks(facts, 400, 100))
+    prefixes.answered(1, keys, 5, 0)
+    out = np.zeros((2, schema.NUM_REPLICA_COLUMNS))
+    for session, chunks in ((5, [10.0, 8.0]), (6, [8.0, 8.0])):
+        prefixes.hits(np.arange(2), chunk_keys(prompt + b"x" * 2000), session, 1.0, 99.0, out)
+        assert out[:, schema.EXPECTED_PREFIX_HIT_TOKENS].tolist() == chunks
+
+
+def test_nothing_is_known_of_an_answer_behind_a_prompt_that_is_too_long():
+    prompt = b"x" * (MAX_CHUNKS + 1) * CHUNK_BYTES
+    facts = Facts("m", True, len(prompt), -1, 0, "", prompt, False)
+    assert answer_chunks(facts, len(prompt) // 4, 1000) == 0
+    within = facts._replace(prompt=prompt[:-CHUNK_BYTES], prompt_bytes=len(prompt) - CHUNK_BYTES)
+    assert answer_chunks(within, len(within.prompt) // 4, 1001) == 15
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_what_a_request_holds_is_let_go_of_when_it_ends(play, left):
+    """Also where its client leaves first; `play` sees to it that nothing is held after any scene."""
+
+    async def scene(world):
+        memory, backend = world.gateway.prefixes._memory, world.backends[0]
+        backend.gate = asyncio.Event()
+        client = await world.client()
+        client.request("/v1/completions", LONG)
+        await world.until(lambda: len(backend.requests) == 1, "the request")
+        assert memory.sent_refs.sum() == memory.sent_ends[:, USED].max() == 6
+        if left:
+            client.close()
+        else:
+            backend.gate.set()
+            await client.answer()
+        await world.until(lambda: not world.gateway.exchanges, "its end")
+        assert not memory.sent_refs.any() and memory.sent_ends[:, USED].max() == 6
+
+    play(scene, backends=1)
 
 
 def test_memory_is_bounded():
     prefixes = Prefixes(64)
     for i in range(500):
-        prefixes.sent(0, chunk_keys(f"{i} ".encode() * 500))
+        keys = chunk_keys(f"{i} ".encode() * 500)
+        prefixes.sent(0, keys, 0)
+        if i % 3:  # some are never heard of again
+            prefixes.answered(0, keys, 0, 100)
     assert prefixes._memory.sent_keys.size == 4 * 64
 
 
 def test_as_much_is_remembered_as_the_kv_cache_may_hold():
     prefixes = Prefixes(None)
     prefixes.taken_over(1)
-    sets = prefixes._memory.sent_sets
 
     def chunks(row):
-        return int(sets[row]) * 8
+        return prefixes._memory.sent_ends[row, MOST]
 
     assert chunks(1) == 16_384
     prefixes.fit(1, 128_000, 4.0)
-    assert chunks(1) == 4000 and chunks(0) == 16_384  # 2 x 128,000 tokens, 64 of them in a chunk
+    assert chunks(1) == 2000 and chunks(0) == 16_384  # 128,000 tokens, 64 of them in a chunk
     keys = chunk_keys(bytes(range(256)) * 8)
     out = np.zeros((1, schema.NUM_REPLICA_COLUMNS))
-    prefixes.sent(1, keys)
+    prefixes.sent(1, keys, 0)
     for capacity, bytes_per_token, expected in (
-        (130_000, 4.1, 4000),  # about as much
-        (128_000, 8.0, 8000),  # as many tokens are twice as many chunks
+        (130_000, 4.1, 2000),  # about as much
+        (128_000, 8.0, 4000),  # as many tokens are twice as many chunks
         (1e9, 4.0, 65_536),
-        (128_000, 2.0, 2000),
+        (128_000, 2.0, 1000),
     ):
         prefixes.fit(1, capacity, bytes_per_token)
         assert chunks(1) == expected
         out[:] = 0.0
-        prefixes.hits(np.array([1]), keys, 1.0, 99.0, out)
+        prefixes.hits(np.array([1]), keys, 0, 1.0, 99.0, out)
         assert out[0, schema.EXPECTED_PREFIX_HIT_TOKENS] == 8.0
     prefixes.taken_over(1)
     assert chunks(1) == 16_384
     told = Prefixes(64)
     told.fit(0, 128_000, 4.0)
-    assert told._memory.sent_sets[0] == 8
+    assert told._memory.sent_ends[0, MOST] == 64
 
 
 def plain_keys(prompt):
@@ -153,13 +208,13 @@ def test_what_is_remembered_follows_the_size_of_the_kv_cache(play, known_by):
 
     async def scene(world):
         gateway, (backend,) = world.gateway, world.gateway.backends
-        sets = gateway.prefixes._memory.sent_sets
+        ends = gateway.prefixes._memory.sent_ends
         if known_by == "its settings":
             backend.settings = backend.settings.model_copy(update={"kv_capacity_tokens": 64_000})
-        await world.until(lambda: sets[backend.row] == 250, "2 x 64,000 tokens in chunks of 64")
+        await world.until(lambda: ends[backend.row, MOST] == 1000, "64,000 tokens in chunks of 64")
         # Tokens of this text turn out to have eight bytes.
         gateway.prompts.learn("m", 80_000, 10_000)
-        await world.until(lambda: sets[backend.row] == 500, "twice as many chunks")
+        await world.until(lambda: ends[backend.row, MOST] == 2000, "twice as many chunks")
 
     play(scene, backends=1, before=before)
 

@@ -1,6 +1,6 @@
 """Prefix caching: the compiled engine against its plain twin, and the laws that both obey."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from fairlead.errors import FairleadError
 from fairlead.simulator import reference
 from fairlead.simulator.block_pool import NO_BLOCK
+from fairlead.simulator.capacity import capacity_rps
 from fairlead.simulator.cluster import Clusters
-from fairlead.simulator.fleet import Fleet, custom_fleet
+from fairlead.simulator.fleet import Fleet, build_fleet, custom_fleet
 from fairlead.simulator.hardware import device, model
-from fairlead.simulator.outcomes import Outcomes
+from fairlead.simulator.outcomes import IntArray, Outcomes
 from fairlead.simulator.reference_cache import CachingReplica
 from fairlead.simulator.schedulers import VLLM_V1, SchedulerOptions
 from fairlead.simulator.timing import analytic
@@ -23,6 +24,7 @@ from fairlead.view.schema import View
 from fairlead.workload.content import Content, full_blocks
 from fairlead.workload.faults import Faults
 from fairlead.workload.requests import Requests
+from fairlead.workload.scenario import generate, load_scenario
 
 A100 = np.array([list(analytic(model("llama-3-8b"), device("a100-80g")))])
 
@@ -347,7 +349,7 @@ def test_the_view_tells_the_hit_that_the_ledger_expects_and_the_rate_that_the_en
             )
         )
         cluster.route(np.array([choice]))
-    # What was sent is remembered, not what was answered.
+    # The answers here end within their prompts' last blocks.
     assert seen == [([0, 0], [0, 0]), ([0, 40], [0, 0]), ([0, 36], [0, 40 / 48])]
 
 
@@ -416,3 +418,47 @@ def test_engine_agrees_with_the_twin_when_replicas_die_and_routers_err(seed: int
     np.testing.assert_array_equal(done.cached_tokens, plain.cached_tokens)
     np.testing.assert_array_equal(done.retries, plain.retries)
     assert plain.retries.sum() > 5
+
+
+def beliefs(made: Fleet, requests: Requests, choose: Callable[[View], int]) -> tuple[IntArray, IntArray]:
+    """(N,) tokens that the router expected to be cached where it sent each request, and those that were."""
+    cluster, expected = Clusters([made], [requests]), []
+    while not (view := cluster.observe(), cluster.done)[1]:
+        choice = choose(view)
+        expected.append(view.replicas[0, choice, schema.EXPECTED_PREFIX_HIT_TOKENS])
+        cluster.route(np.array([choice]))
+    cluster.drain()
+    found = cluster.outcomes(0).cached_tokens
+    assert found is not None
+    return np.array(expected, np.int64), found
+
+
+def test_one_request_at_a_time_finds_cached_what_its_router_expects() -> None:
+    """Answers of conversations too, as long as nothing is evicted."""
+    scenario = load_scenario("chat-sessions")
+    drawn = generate(scenario, requests=300, rate=3.0, seed=1, split="train")
+    made = build_fleet(scenario).one(0)
+    apart = replace(drawn, arrival_s=100.0 * np.arange(300))
+    expected, found = beliefs(replace(made, kv_blocks=np.array([60_000])), apart, lambda _: 0)
+    assert found.sum() > 100_000
+    np.testing.assert_array_equal(expected, found)
+    # The last block of a request is never full: it takes room, but is nobody's to find again.
+    expected, found = beliefs(replace(made, kv_blocks=np.array([1500])), apart, lambda _: 0)
+    assert 20_000 < found.sum() < 200_000
+    assert abs(expected - found).mean() < 0.03 * found.mean()
+
+
+@pytest.mark.parametrize(("load", "error"), [(0.5, 0.03), (0.7, 0.05), (0.9, 0.2)])
+def test_a_busy_router_knows_what_is_cached(load: float, error: float) -> None:
+    """Though not when a replica takes a request up, nor that answers under way take blocks."""
+    scenario = load_scenario("chat-sessions")
+    rate = load * capacity_rps(scenario)
+    requests = generate(scenario, requests=1500, rate=rate, seed=3, split="train")
+
+    def stay(view: View) -> int:
+        row = view.replicas[0]
+        at_home = np.flatnonzero(row[:, schema.SESSION_HOME])
+        return int(at_home[0]) if len(at_home) else int(np.argmin(row[:, schema.IN_FLIGHT]))
+
+    expected, found = (each[300:] for each in beliefs(build_fleet(scenario), requests, stay))
+    assert abs(expected - found).mean() < error * found.mean()

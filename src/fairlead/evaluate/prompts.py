@@ -6,7 +6,8 @@ from typing import Protocol
 from fairlead.serve.speed import ORDINARY_IDS
 from fairlead.workload.requests import Requests
 
-_WORD = "tide"
+_LEAST_LETTERS, _MOST_LETTERS = 2, 6
+_LETTERS = bytes(ord("a") + byte % 26 for byte in range(256))
 
 
 class Prompts(Protocol):
@@ -18,27 +19,39 @@ class Prompts(Protocol):
 
 
 class Words:
-    """Texts of as many words as prompts have tokens: so the emulator counts."""
+    """Texts of as many words as prompts have tokens: so the emulator counts.
+
+    Words are of two to six letters: with the space behind it, a token takes five bytes on average, and like a
+    real tokenizer's never the same in two places.
+    """
 
     def __init__(self, requests: Requests) -> None:
         """For `requests`."""
         self._requests = requests
-        self._words = f" {_WORD}" * int(requests.prompt_tokens.max(initial=1))
+        self._own = _words("own", int(requests.prompt_tokens.max(initial=1)))
         self._blocks: dict[int, str] = {}
 
     def prompt(self, i: int) -> str:
         """The words of the full blocks of request i, then one of its own and more."""
         block_size, shared_ids, tokens = _blocks(self._requests, i)
-        shared = " ".join(self._block(each, block_size) for each in shared_ids)
-        if tokens == 0:
-            return shared
-        own = f"r{i}{self._words[: (tokens - 1) * (len(_WORD) + 1)]}"
-        return f"{shared} {own}" if shared else own
+        parts = [self._block(each, block_size) for each in shared_ids]
+        if tokens > 0:
+            parts += [f"r{i}", *self._own[: tokens - 1]]
+        return " ".join(parts)
 
     def _block(self, content: int, size: int) -> str:
         if content not in self._blocks:
-            self._blocks[content] = " ".join(f"b{content}w{j}" for j in range(size))
+            self._blocks[content] = " ".join(_words(f"block/{content}", size))
         return self._blocks[content]
+
+
+def _words(name: str, count: int) -> list[str]:
+    """Always the same `count` words for a name."""
+    drawn = hashlib.shake_128(name.encode()).digest(count * (1 + _MOST_LETTERS))
+    letters = drawn[count:].translate(_LETTERS).decode()
+    lengths = [_LEAST_LETTERS + byte % (1 + _MOST_LETTERS - _LEAST_LETTERS) for byte in drawn[:count]]
+    starts = range(0, count * _MOST_LETTERS, _MOST_LETTERS)
+    return [letters[start : start + length] for start, length in zip(starts, lengths, strict=True)]
 
 
 class TokenIds:

@@ -70,6 +70,9 @@ class Dispatcher(Protocol):
     def remember(self, exchange: "Exchange", backend: Backend) -> None:
         """It has been sent to `backend`: what later choices are to know of its prompt and conversation."""
 
+    def let_go(self, exchange: "Exchange", backend: Backend, answer: int) -> None:
+        """It is not at `backend` any more, where `answer` tokens were generated for it."""
+
     def has_other(self, model: str, excluded: Sequence[Backend]) -> bool:
         """Whether a backend besides `excluded` could take it."""
 
@@ -158,7 +161,7 @@ class Exchange:
         self.expected_hit = 0.0
         """Tokens of the prompt that the chosen backend may have cached."""
         self.keys: npt.NDArray[np.uint64] | None = None
-        """Of its prompt's chunks, from the choice of a backend until that is known to have been sent them."""
+        """Of its prompt's chunks, from the choice of a backend until nothing of it is there any more."""
         self.session = 0
         """The number of its conversation; 0: it has none."""
         self.usage: Usage | None = None
@@ -467,10 +470,11 @@ class Exchange:
         if self._upstream is not None:
             upstream, self._upstream = self._upstream, None
             upstream.drop()
-        if self._entry is not None:
-            entry, self._entry = self._entry, None
-            self._gateway.ledger.lost(entry)
         if self.backend is not None:
+            if self._entry is not None:
+                entry, self._entry = self._entry, None
+                self._gateway.ledger.lost(entry)
+                self._gateway.let_go(self, self.backend, entry.streamed)
             self.backend.in_flight -= 1
             self.backend = None
 
@@ -480,10 +484,11 @@ class Exchange:
         self.outcome = outcome
         self.deadline = float("inf")
         backend = self.backend
-        if outcome == "ok" and self._entry is not None:
-            entry, self._entry = self._entry, None
-            self._gateway.ledger.finished_with(entry, self.output_tokens)
         if backend is not None:
+            if outcome == "ok" and self._entry is not None:
+                entry, self._entry = self._entry, None
+                self._gateway.ledger.finished_with(entry, self.output_tokens)
+                self._gateway.let_go(self, backend, self.output_tokens)
             backend.output_tokens += self.output_tokens
             backend.prompt_tokens += self.prompt_estimate
         self._gateway.ended(self, backend)

@@ -65,7 +65,7 @@ class Placement:
         keys = chunk_keys(facts.prompt) if len(facts.prompt) >= CHUNK_BYTES else NO_KEYS
         if keys is not NO_KEYS:
             tokens_per_chunk = CHUNK_BYTES * tokens / max(1, facts.prompt_bytes)
-            self._prefixes.hits(rows, keys, tokens_per_chunk, tokens - 1.0, replicas)
+            self._prefixes.hits(rows, keys, exchange.session, tokens_per_chunk, tokens - 1.0, replicas)
         choice = self._decider.choose(view, now)
         exchange.by, exchange.decision_s = choice.by, choice.seconds
         if self._decider.shadow is not None:

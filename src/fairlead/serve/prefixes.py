@@ -1,8 +1,8 @@
 """Which prompts each backend was sent: how much of a new one it may still have cached.
 
 A prompt's JSON is cut into chunks of `CHUNK_BYTES`; each chunk's key depends on all before it. The memory
-per backend is bounded (`view.prefixes`), whatever clients send, and as large as in the simulator: a
-multiple of what the backend's KV cache holds, once that is known.
+per backend is bounded (`view.prefixes`), whatever clients send, and as large as in the simulator: what the
+backend's KV cache holds, once that is known.
 """
 
 import os
@@ -12,14 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from fairlead.compiled import njit
+from fairlead.serve.facts import Facts
 from fairlead.view.prefixes import (
-    REMEMBERED,
+    MOST,
     PrefixMemory,
+    answered,
     expected_hit,
+    forget_row,
     new_memory,
     remember,
     resize,
-    sets_for,
 )
 from fairlead.view.schema import EXPECTED_PREFIX_HIT_TOKENS
 
@@ -28,7 +30,7 @@ CHUNK_BYTES = 256
 MAX_CHUNKS = 2048
 """Of a longer prompt only the beginning is remembered."""
 MOST_CHUNKS = 65_536
-"""Remembered of a backend, however large its KV cache is: 1 MiB."""
+"""Remembered of a backend, however large its KV cache is: less than 2 MiB."""
 WHERE_UNKNOWN = 16_384
 """Chunks remembered of a backend whose KV cache has a size that nobody told."""
 MUCH = 1.05
@@ -55,6 +57,19 @@ def chunk_keys(prompt: bytes, secret: npt.NDArray[np.uint64] = _SECRET) -> npt.N
 NO_KEYS = np.zeros(0, np.uint64)
 
 
+def answer_chunks(facts: Facts, prompt_tokens: int, answer_tokens: int) -> int:
+    """How many chunks an answer fills behind a prompt's full ones, its text being as dense as the prompt's.
+
+    0 where the prompt is so long that only its beginning has keys: nothing is known of its end.
+    """
+    chunks, size = len(facts.prompt) // CHUNK_BYTES, facts.prompt_bytes
+    if answer_tokens == 0 or chunks > MAX_CHUNKS:
+        return 0
+    # The last token of an answer is never computed.
+    end = len(facts.prompt) + (answer_tokens - 1) * size / max(prompt_tokens, 1)
+    return int(end // CHUNK_BYTES) - chunks
+
+
 class Prefixes:
     """The memories of all backends, by their rows in the ledger."""
 
@@ -62,55 +77,59 @@ class Prefixes:
         """`chunks` are remembered per backend; 0: none; None: as many as `fit` says."""
         self._fixed = chunks is not None
         self._chunks = MOST_CHUNKS if chunks is None else chunks
-        self._first_sets = sets_for(WHERE_UNKNOWN if chunks is None else chunks)
+        self._first = WHERE_UNKNOWN if chunks is None else chunks
         self._memory = new_memory(0, self._chunks)
         keys = chunk_keys(bytes(CHUNK_BYTES))  # compiles before the first request comes
         self.forget(0)
-        self.hits(np.zeros(1, np.int64), keys, 1.0, 1.0, np.zeros((1, EXPECTED_PREFIX_HIT_TOKENS + 1)))
-        self.sent(0, keys)
-        resize(self._memory, 0, int(self._memory.sent_sets[0]))
+        self.hits(np.zeros(1, np.int64), keys, 0, 1.0, 1.0, np.zeros((1, EXPECTED_PREFIX_HIT_TOKENS + 1)))
+        self.sent(0, keys, 0)
+        self.answered(0, keys, 0, 1)
+        resize(self._memory, 0, self._first)
         self.forget(0)
 
     def forget(self, row: int) -> None:
         """Nothing is cached there (any more)."""
-        rows = len(self._memory.sent_clock)
+        rows = len(self._memory.sent_ends)
         if row >= rows:
             more = new_memory(row + 4 - rows, self._chunks)
-            more.sent_sets[:] = self._first_sets
-            self._memory = PrefixMemory(
-                *(np.concatenate(pair) for pair in zip(self._memory, more, strict=True))
-            )
-        self._memory.sent_last[row] = 0
+            more.sent_ends[:, MOST] = self._first
+            arrays: Any = zip(self._memory, more, strict=True)
+            self._memory = PrefixMemory(*(np.concatenate(pair) for pair in arrays))
+        forget_row(self._memory, row)
 
     def taken_over(self, row: int) -> None:
         """Another backend has the row now: nothing is cached there, and nobody knows how much could be."""
         self.forget(row)
-        self._memory.sent_sets[row] = self._first_sets
+        self._memory.sent_ends[row, MOST] = self._first
 
     def fit(self, row: int, kv_capacity_tokens: float, bytes_per_token: float) -> None:
-        """Remember `REMEMBERED` times what the KV cache holds, unless told how much."""
+        """Remember what the KV cache holds, unless told how much."""
         if self._fixed:
             return
-        chunks = min(REMEMBERED * kv_capacity_tokens * bytes_per_token / CHUNK_BYTES, self._chunks)
-        sets = max(1, sets_for(round(chunks)))
-        has = int(self._memory.sent_sets[row])
-        if max(sets, has) > MUCH * min(sets, has):
-            resize(self._memory, row, sets)
+        chunks = max(1, min(round(kv_capacity_tokens * bytes_per_token / CHUNK_BYTES), self._chunks))
+        has = int(self._memory.sent_ends[row, MOST])
+        if max(chunks, has) > MUCH * min(chunks, has):
+            resize(self._memory, row, chunks)
 
     def hits(
         self,
         candidates: npt.NDArray[np.int64],
         keys: npt.NDArray[np.uint64],
+        session: int,
         tokens_per_chunk: float,
         most: float,
         out: npt.NDArray[np.float64],
     ) -> None:
         """Write the expected hits of the rows `candidates` (R,), at most `most` tokens, into (R, columns)."""
-        _write_hits(self._memory, candidates, keys, tokens_per_chunk, most, out)
+        _write_hits(self._memory, candidates, keys, session, tokens_per_chunk, most, out)
 
-    def sent(self, row: int, keys: npt.NDArray[np.uint64]) -> None:
-        """A prompt with these keys was sent there."""
-        remember(self._memory, row, keys, 0, len(keys))
+    def sent(self, row: int, keys: npt.NDArray[np.uint64], session: int) -> None:
+        """A prompt with these keys was sent there; `session` is the number of its conversation, 0 of none."""
+        remember(self._memory, row, keys, 0, len(keys), session)
+
+    def answered(self, row: int, keys: npt.NDArray[np.uint64], session: int, answer: int) -> None:
+        """It is not there any more; its answer, as far as it came, filled so many chunks behind it."""
+        answered(self._memory, row, keys, 0, len(keys), session, answer)
 
 
 @njit()
@@ -118,12 +137,13 @@ def _write_hits(
     memory: Any,
     candidates: npt.NDArray[np.int64],
     keys: npt.NDArray[np.uint64],
+    session: int,
     tokens_per_chunk: float,
     most: float,
     out: npt.NDArray[np.float64],
 ) -> None:
     for r in range(candidates.shape[0]):
-        chunks = expected_hit(memory, candidates[r], keys, 0, keys.shape[0])
+        chunks = expected_hit(memory, candidates[r], keys, 0, keys.shape[0], session)
         out[r, EXPECTED_PREFIX_HIT_TOKENS] = min(chunks * tokens_per_chunk, most)
 
 

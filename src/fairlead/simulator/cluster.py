@@ -27,7 +27,7 @@ from fairlead.simulator.scheduler_vidur_v1 import AHEAD
 from fairlead.simulator.schedulers import VIDUR_V1
 from fairlead.simulator.state import NONE, State, clear, new_state, no_events, no_homes
 from fairlead.simulator.tables import Limits, OperatorTables, StepTable
-from fairlead.view.prefixes import sets_for
+from fairlead.view.prefixes import MOST
 from fairlead.view.schema import NUM_REPLICA_COLUMNS, NUM_REQUEST_COLUMNS, View
 from fairlead.workload.faults import Faults
 from fairlead.workload.requests import Requests
@@ -69,7 +69,7 @@ class Clusters:
         block = max(f.block_size for f in fleets)
         # One copy of each table, however many replicas use it.
         tables = {id(table): table for fleet in fleets for table in fleet.tables if table is not None}
-        remembered = max(f.memory_blocks for f in fleets)
+        remembered = max(int(f.memory_blocks.max()) for f in fleets)
         self.state = new_state(
             self.K, self.R, slots, block, self.N, self.M, pack(list(tables.values())), remembered
         )
@@ -102,7 +102,8 @@ class Clusters:
         watermarks = [fleet.scheduler.watermark_blocks(int(blocks)) for blocks in fleet.kv_blocks]
         state.replicas["watermark"][rows] = np.tile(watermarks, width)
         state.replicas["caching"][rows] = fleet.prefix_caching
-        state.sent_sets[rows.start * self.M : rows.stop * self.M] = sets_for(fleet.memory_blocks)
+        memories = slice(rows.start * self.M, rows.stop * self.M)
+        state.sent_ends[memories, MOST] = np.repeat(np.tile(fleet.memory_blocks, width), self.M)
 
     def load(self, requests: Sequence[Requests], seed: int) -> None:
         """Empty the clusters and give each group a new list of requests."""

@@ -13,7 +13,6 @@ from fairlead.simulator.schedulers import VLLM_V1, SchedulerOptions
 from fairlead.simulator.tables import OperatorTables, StepTable, TimingModel, reach
 from fairlead.simulator.timing import NUM_TIMING_FIELDS, Coefficients, analytic, kv_blocks
 from fairlead.simulator.timing_files import read_timing
-from fairlead.view.prefixes import REMEMBERED
 from fairlead.workload.scenario import Scenario
 
 STATIC_COLUMNS = 5
@@ -50,8 +49,7 @@ class Fleet:
     prefix_caching: bool = False
     """Whether replicas keep full blocks cached."""
     prefix_memory_blocks: int | None = None
-    """Blocks of prompts that a router remembers per replica; None: twice as many as the largest replica has
-    (`view.prefixes.REMEMBERED`)."""
+    """Blocks of prompts and answers that a router remembers per replica; None: as many as the replica has."""
 
     def __post_init__(self) -> None:
         """No tables stands for none on any replica; all speeds are declared unless it is said otherwise.
@@ -70,12 +68,11 @@ class Fleet:
         return self.tables[replica] or Coefficients(*(float(c) for c in self.timing[replica]))
 
     @property
-    def memory_blocks(self) -> int:
-        """Blocks of prompts that a router remembers per replica: none without prefix caching."""
-        if not self.prefix_caching:
-            return 0
-        default = int(REMEMBERED * self.kv_blocks.max())
-        return default if self.prefix_memory_blocks is None else self.prefix_memory_blocks
+    def memory_blocks(self) -> npt.NDArray[np.int64]:
+        """(R,) blocks that a router remembers of what it sent to each replica: none without caching."""
+        if self.prefix_caching and self.prefix_memory_blocks is None:
+            return self.kv_blocks
+        return np.full_like(self.kv_blocks, self.prefix_memory_blocks or 0 if self.prefix_caching else 0)
 
     @property
     def num_replicas(self) -> int:

@@ -93,6 +93,12 @@ def saw_finish(state: State, k: int, c: int, request: Any) -> None:
     router.finished_tokens += request.output
     cluster.finishes += 1
     cluster.finish_times += request.finish
+    if state.replicas[k].caching:
+        row, size = k * state.ledgers.shape[1] + request.router, state.replicas[k].block_size
+        blocks = request.prompt // size
+        # The last token of an answer is never computed.
+        answer = (request.prompt + request.output - 1) // size - blocks
+        prefixes.answered(state, row, state.contents, request.content, blocks, request.session, answer)
 
 
 @njit(inline=True)
@@ -104,7 +110,7 @@ def routed(state: State, k: int, c: int, i: int) -> None:
     if state.replicas[k].caching:
         memory_row = k * state.ledgers.shape[1] + request.router
         blocks = request.prompt // state.replicas[k].block_size
-        prefixes.remember(state, memory_row, state.contents, request.content, blocks)
+        prefixes.remember(state, memory_row, state.contents, request.content, blocks, request.session)
     own.in_flight += 1
     own.awaiting += 1
     own.pending_tokens += request.estimate - request.expected_hit
@@ -142,7 +148,7 @@ def expected_hit(state: State, k: int, request: Any) -> int:
         return 0
     memory_row = k * state.ledgers.shape[1] + request.router
     most = (min(request.prompt, request.estimate) - 1) // replica.block_size
-    found = prefixes.expected_hit(state, memory_row, state.contents, request.content, most)
+    found = prefixes.expected_hit(state, memory_row, state.contents, request.content, most, request.session)
     return int(found * replica.block_size)
 
 

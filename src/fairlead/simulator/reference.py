@@ -8,6 +8,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ from fairlead.simulator.reference_replica import (
     Slot,
 )
 from fairlead.simulator.reference_schedulers import make_replica
-from fairlead.view.prefixes import expected_hit, new_memory, remember
+from fairlead.view.prefixes import answered, expected_hit, new_memory, remember
 from fairlead.view.schema import NUM_REPLICA_COLUMNS, NUM_REQUEST_COLUMNS, View
 from fairlead.workload.faults import Faults
 from fairlead.workload.requests import Requests
@@ -119,7 +120,9 @@ class Cluster:
         """When each replica last answered; before that, nothing was all there was to know."""
         self.decided_s = [0.0] * routers
         self.memories = [[new_memory(1, spec.memory_blocks) for spec in replicas] for _ in range(routers)]
-        """The prompts that each router remembers having sent to each replica."""
+        """The prompts that each router remembers having sent to each replica, and their answers."""
+        for replica in self.replicas:
+            replica.on_token = partial(self.saw_token, replica)
         self.in_flight_ewma = [[0.0 for _ in replicas] for _ in range(routers)]
         self.homes: list[dict[int, int]] = [{} for _ in range(routers)]
         """Where each router sent the last request of each conversation."""
@@ -214,17 +217,28 @@ class Cluster:
         keys = np.array(request.contents, np.int32)
         most = (min(request.prompt_tokens, request.estimate) - 1) // size
         memory = self.memories[request.router][r]
-        return expected_hit(memory, 0, keys, 0, most) * size if len(keys) else 0
+        return expected_hit(memory, 0, keys, 0, most, request.session) * size if len(keys) else 0
 
     def submit(self, r: int, request: InFlight, now_s: float) -> None:
         """The router sends the request to replica r, and remembers its prompt."""
         request.expected_hit = self.expected_hit(r, request)
         if request.contents:
             full = request.prompt_tokens // self.replicas[r].spec.block_size
-            remember(self.memories[request.router][r], 0, np.array(request.contents, np.int32), 0, full)
+            keys = np.array(request.contents, np.int32)
+            remember(self.memories[request.router][r], 0, keys, 0, full, request.session)
         if request.session:
             self.homes[request.router][request.session] = r
         self.replicas[r].submit(request, now_s)
+
+    def saw_token(self, replica: Replica, request: InFlight, _now_s: float) -> None:
+        """A token has been streamed; with the last one the router knows how many blocks the answer fills."""
+        if request.contents and request.generated == request.output_tokens:
+            size = replica.spec.block_size
+            full = request.prompt_tokens // size
+            answer = (request.prompt_tokens + request.output_tokens - 1) // size - full
+            keys = np.array(request.contents, np.int32)
+            memory = self.memories[request.router][replica.index]
+            answered(memory, 0, keys, 0, full, request.session, answer)
 
     def row(self, r: int, request: InFlight, now_s: float) -> list[float]:
         """One replica's columns as the request's router sees them, in the order of `REPLICA_COLUMNS`."""
@@ -408,7 +422,7 @@ def from_fleet(fleet: Fleet) -> list[ReplicaSpec]:
             kv_blocks=int(fleet.kv_blocks[r]),
             scheduler=fleet.scheduler,
             prefix_caching=fleet.prefix_caching,
-            memory_blocks=fleet.memory_blocks,
+            memory_blocks=int(fleet.memory_blocks[r]),
             speed=float(fleet.static[r, 0]),
             prefill_tokens_per_s=float(fleet.static[r, 1]),
             decode_iteration_s=float(fleet.static[r, 2]),

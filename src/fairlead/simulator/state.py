@@ -239,9 +239,11 @@ class State(NamedTuple):
     phase_ends: npt.NDArray[np.int32]
     # and of `view.prefixes.PrefixMemory`: a row for each pair of replica and router.
     sent_keys: npt.NDArray[np.uint64]
-    sent_last: npt.NDArray[np.int64]
-    sent_clock: npt.NDArray[np.int64]
-    sent_sets: npt.NDArray[np.int64]
+    sent_refs: npt.NDArray[np.int32]
+    sent_older: npt.NDArray[np.int32]
+    sent_newer: npt.NDArray[np.int32]
+    sent_index: npt.NDArray[np.int32]
+    sent_ends: npt.NDArray[np.int32]
 
 
 def new_state(

@@ -159,8 +159,7 @@ class ViewOptions(Section):
     speeds_declared: bool = True
     """Whether the router knows each replica's relative speed."""
     prefix_memory_blocks: int | None = Field(default=None, ge=0)
-    """KV blocks of prompts that the router remembers per replica; default: twice as many as the largest
-    replica has."""
+    """KV blocks of prompts and answers that the router remembers per replica; default: as many as it has."""
     prompt_estimate_error: float = Field(default=0.0, ge=0, lt=1)
     """0.3: the router's token counts of prompts are off by a factor drawn evenly from 0.7 to 1.3."""
 
