@@ -24,7 +24,7 @@ def test_words_are_of_several_lengths_and_no_part_of_a_prompt_is_denser_than_ano
     text = Words(long).prompt(0)
     assert {len(word) for word in text.split()[1:]} == {2, 3, 4, 5, 6}
     assert 4.8 < len(text) / 4000 < 5.2
-    shared = Content(np.arange(250), np.array([0, 250]), block_size=16)
+    shared = Content(np.arange(250, dtype=np.int32), np.array([0, 250]), block_size=16)
     assert 4.8 < len(Words(replace(long, content=shared)).prompt(0)) / 4000 < 5.2
 
 

@@ -275,8 +275,8 @@ class Prefixes(Section):
     """What is remembered of the prompts that each backend was sent, and of their answers."""
 
     chunks: Annotated[int, Field(ge=0, le=2**20)] | None = None
-    """Chunks of 256 bytes per backend, some 30 bytes of memory each; 0: nothing is remembered. By default what
-    its KV cache holds, at most 65,536; 16,384 where nobody says how much that is."""
+    """Chunks of 256 bytes per backend, some 30 bytes of memory each; 0: nothing is remembered. By default
+    what its KV cache holds, at most 65,536; 16,384 where nobody says how much that is."""
 
 
 class Tls(Section):
