@@ -7,7 +7,8 @@ the other, each from where the one before ended, on the recipe's scenarios and t
 stage with `kinds` is several trainings, each on scenarios of one kind alone, which then teach these
 scenarios in the next stage without, as far as it has them (where several know a scenario, the last one
 does); where `teacher`, `teachers` or `start_from` name a stage or a kind (`specialise/chat`), its policy is
-meant. The policy replaces generalist.onnx beside that file, and how the training went replaces
+meant. What ships is the last stage's policy, or the mean of those that `average` names (`policy/averaging.py`).
+It replaces generalist.onnx beside that file, and how the training went replaces
 generalist.json. `--set` changes a setting of all stages for a trial, `--scenarios` the scenarios;
 `--no-install` leaves the package alone. An interrupted run goes on with the same command.
 """
@@ -30,6 +31,7 @@ import numba
 from fairlead import FairleadError, __version__
 from fairlead.cli.options import read_settings, scenario_list
 from fairlead.policy.artefact import OnnxRouter
+from fairlead.policy.averaging import average
 from fairlead.policy.packaged import DIRECTORY
 from fairlead.section import first_problem
 from fairlead.train.config import TrainConfig
@@ -60,11 +62,14 @@ def settings(options: argparse.Namespace) -> list[list[Training]]:
         FairleadError: for settings that are unknown or contradict each other.
     """
     content = read_settings(options.config, [])
-    unknown = sorted(set(content) - {"scenarios", "training", "stages"})
+    unknown = sorted(set(content) - {"scenarios", "training", "stages", "average"})
     if unknown:
         raise FairleadError(
-            f"{options.config}: unknown key {unknown[0]!r}; known: scenarios, training, stages"
+            f"{options.config}: unknown key {unknown[0]!r}; known: scenarios, training, stages, average"
         )
+    for name in content.get("average", []):
+        if name not in content["stages"] or "kinds" in content["stages"][name]:
+            raise FairleadError(f"{options.config}, average: {name!r} is no stage that makes one policy")
     everything = options.scenarios.split(",") if options.scenarios else list(content["scenarios"])
     stages: list[list[Training]] = []
     policies: dict[str, str] = {}
@@ -129,6 +134,16 @@ def _config(
         raise first_problem(error, f"{options.config}, stage {name}") from None
 
 
+def shipped(options: argparse.Namespace, results: dict[str, TrainResult]) -> Path:
+    """The policy that ships: the last one's, or the mean of those that the recipe names."""
+    names = read_settings(options.config, []).get("average", [])
+    if not names:
+        return list(results.values())[-1].policy
+    mean: Path = options.out / "policy.onnx"
+    average([results[name].policy for name in names], mean)
+    return mean
+
+
 def record(results: dict[str, TrainResult], scenarios: list[str]) -> dict[str, Any]:
     """How the training went: what the JSON file beside the policy says."""
     last = list(results.values())[-1]
@@ -175,8 +190,9 @@ def main() -> None:
     names = stages[-1][-1].scenarios
     written = options.out / "generalist.json"
     written.write_text(json.dumps(record(results, names), indent=1) + "\n", encoding="utf-8")
+    policy = shipped(options, results)
     if not options.no_install:
-        shutil.copy(list(results.values())[-1].policy, GENERALIST)
+        shutil.copy(policy, GENERALIST)
         shutil.copy(written, GENERALIST.with_suffix(".json"))
         say(f"installed {GENERALIST}")
 
