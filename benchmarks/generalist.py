@@ -7,8 +7,8 @@ the other, each from where the one before ended, on the recipe's scenarios and t
 stage with `kinds` is several trainings, each on scenarios of one kind alone, which then teach these
 scenarios in the next stage without, as far as it has them (where several know a scenario, the last one
 does); where `teacher`, `teachers` or `start_from` name a stage or a kind (`specialise/chat`), its policy is
-meant. What ships is the last stage's policy, or the mean of those that `average` names (`policy/averaging.py`).
-It replaces generalist.onnx beside that file, and how the training went replaces
+meant. What ships is the last stage's policy, or the mean of those that `average` names
+(`policy/averaging.py`). It replaces generalist.onnx beside that file, and how the training went replaces
 generalist.json. `--set` changes a setting of all stages for a trial, `--scenarios` the scenarios;
 `--no-install` leaves the package alone. An interrupted run goes on with the same command.
 """

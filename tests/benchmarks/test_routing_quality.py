@@ -11,6 +11,7 @@ import yaml
 from benchmarks import generalist, routing_quality
 from fairlead.cli.options import scenario_list
 from fairlead.errors import FairleadError
+from fairlead.policy.artefact import OnnxRouter, actor_weights
 from fairlead.policy.export import export_onnx
 from fairlead.policy.network import RouterNetwork
 from fairlead.train.teachers import make_teacher
@@ -148,9 +149,8 @@ def test_the_generalist_is_trained_stage_by_stage(tmp_path, monkeypatch):
     kinds = {"one": {"scenarios": ["chat-equal"]}, "other": {"scenarios": ["chat-unequal"], "seed": 1}}
     stages = {"first": {}, "second": {"teacher": "least_work", "kinds": kinds}, "third": {"start_from": None}}
     path = tmp_path / "recipe.yaml"
-    path.write_text(
-        yaml.safe_dump({"scenarios": ["chat-equal", "chat-unequal"], "training": small, "stages": stages})
-    )
+    content = {"scenarios": ["chat-equal", "chat-unequal"], "training": small, "stages": stages}
+    path.write_text(yaml.safe_dump(content | {"average": ["first", "third"]}))
     out = tmp_path / "out"
     arguments = ["generalist.py", "--config", str(path), "--out", str(out), "--no-install"]
     monkeypatch.setattr("sys.argv", arguments)
@@ -161,6 +161,10 @@ def test_the_generalist_is_trained_stage_by_stage(tmp_path, monkeypatch):
     assert found["stages"]["second/other"]["config"]["start_from"] == str(out / "first" / "policy.onnx")
     teachers = found["stages"]["third"]["config"]["teachers"]
     assert teachers["chat-unequal"] == str(out / "second" / "other" / "policy.onnx")
+    assert actor_weights(out / "policy.onnx").keys() == actor_weights(out / "third" / "policy.onnx").keys()
+    assert OnnxRouter(out / "policy.onnx").metadata.training["mean_of"] == [
+        str(out / name / "policy.onnx") for name in ("first", "third")
+    ]
     generalist.main()
     assert (out / "generalist.json").read_text() == written
 
@@ -172,3 +176,6 @@ def test_a_recipe_with_an_unknown_key_is_refused(tmp_path):
     (tmp_path / "y.yaml").write_text("scenarios: [chat-equal]\nstages: {only: {ppo: {clipp: 1}}}")
     with pytest.raises(FairleadError, match="clip"):
         generalist.settings(recipe(config=tmp_path / "y.yaml"))
+    (tmp_path / "z.yaml").write_text("scenarios: [chat-equal]\nstages: {only: {}}\naverage: [only, other]")
+    with pytest.raises(FairleadError, match="average: 'other' is no stage"):
+        generalist.settings(recipe(config=tmp_path / "z.yaml"))

@@ -1,8 +1,8 @@
 """One policy whose weights are the mean of several that were trained from the same one.
 
-What each has learnt a little too much of is taken back, and none takes longer to decide (Wortsman et al., Model
-soups, ICML 2022). Policies that were not trained from the same one have nothing to do with each other, weight by
-weight: their mean is of no use.
+What each has learnt a little too much of is taken back, and a decision takes no longer (Wortsman et al.,
+Model soups, ICML 2022). Policies that were not trained from the same one have nothing to do with each other,
+weight by weight: their mean is of no use.
 """
 
 import json
@@ -28,15 +28,18 @@ def average(policies: Sequence[Path], out: Path) -> None:
         raise FairleadError("a mean takes at least two policies: name more")
     models = [onnx.load(path) for path in policies]
     properties = [{entry.key: entry.value for entry in model.metadata_props} for model in models]
-    for path, other in zip(policies, properties, strict=True):
-        for key in ("schema_hash", "architecture"):
-            if other.get(key) != properties[-1].get(key):
-                raise FairleadError(f"{path} and {policies[-1]} differ in their {key}: they have no mean")
     weights = [{each.name: each for each in model.graph.initializer} for model in models]
+    # Names and shapes of all weights, beside what the file says, are the network.
+    sizes = [{name: tuple(each.dims) for name, each in of.items()} for of in weights]
+    for path, other, size in zip(policies, properties, sizes, strict=True):
+        if other["schema_hash"] != properties[-1]["schema_hash"]:
+            raise FairleadError(f"{path} and {policies[-1]} differ in their schema: they have no mean")
+        if size != sizes[-1] or other["architecture"] != properties[-1]["architecture"]:
+            raise FairleadError(f"{path} and {policies[-1]} differ in their network: they have no mean")
     for constant in models[-1].graph.initializer:
         values = [onnx.numpy_helper.to_array(each[constant.name]) for each in weights]
         if constant.data_type == onnx.TensorProto.FLOAT:
-            mean = np.mean(values, axis=0, dtype=np.float64).astype(np.float32)
+            mean = np.asarray(np.mean(values, axis=0, dtype=np.float64), np.float32)
             constant.CopyFrom(onnx.numpy_helper.from_array(mean, constant.name))
     training = json.loads(properties[-1]["training"]) | {"mean_of": [str(path) for path in policies]}
     onnx.helper.set_model_props(
