@@ -7,9 +7,10 @@ environment of its own below `--environments`. One gateway after the other, with
 stands before a fresh emulator and is sent the same requests at the same times. Where the scenario has
 sessions, prompts share their text as far as the scenario's blocks are the same, and each request names its
 session as every gateway wants it: in the body (`user`) and in headers; elsewhere prompts are unlike each
-other. Our gateway is told what the scenario declares about its replicas, in its settings; the others have no
-place for it. The output lengths are known to the emulator alone. `simulated` repeats our routers in the
-simulator on the same requests: the difference is what the real world adds.
+other. Our gateway is told what the scenario declares about its replicas, in its settings (the others have no
+place for it), and reads their metrics as often as the scenario says, in the emulator's time. The output
+lengths are known to the emulator alone. `simulated` repeats our routers in the simulator on the same
+requests: the difference is what the real world adds.
 
 Every seed has arrivals of its own, which all gateways get, one after the other. Ours are compared with the
 best policy of the public gateways, metric by metric: paired differences over the seeds with 95 % intervals.
