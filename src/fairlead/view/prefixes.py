@@ -80,10 +80,7 @@ def forget_row(memory: Any, row: int) -> None:
 
 @njit()
 def resize(memory: Any, row: int, chunks: int) -> None:
-    """Let one memory hold so many chunks; where that is fewer, those used longest ago are forgotten.
-
-    Held ones go last.
-    """
+    """Let one memory have so many chunks: if fewer, those used longest ago go first, held ones last."""
     used = memory.sent_ends[row, USED]
     keys, refs = np.empty(used, np.uint64), np.zeros(used, np.int32)
     count = 0
@@ -113,9 +110,7 @@ def expected_hit(memory: Any, row: int, keys: npt.NDArray[Any], start: int, coun
     """
     if memory.sent_ends[row, MOST] == 0:
         return 0
-    hit = 0
-    while hit < count and _find(memory, row, np.uint64(keys[start + hit])) != NOTHING:
-        hit += 1
+    hit = _known(memory, row, keys, start, count)
     if 0 < hit < count:
         hit += _answer_after(memory, row, np.uint64(keys[start + hit - 1]), session, count - hit)
     return hit
@@ -126,9 +121,7 @@ def remember(memory: Any, row: int, keys: npt.NDArray[Any], start: int, count: i
     """The chain keys[start:start + count] was sent: it is held until it is `answered`, if there is room."""
     if memory.sent_ends[row, MOST] == 0:
         return
-    known = 0
-    while known < count and _find(memory, row, np.uint64(keys[start + known])) != NOTHING:
-        known += 1
+    known = _known(memory, row, keys, start, count)
     if 0 < known < count:
         # What goes on from there quotes the answer: the same chunks, by their true keys.
         last = np.uint64(keys[start + known - 1])
@@ -163,6 +156,15 @@ def answered(
                 _append(memory, row, chunk)
     for i in range(count - 1, -1, -1):
         _let_go(memory, row, np.uint64(keys[start + i]))
+
+
+@njit(allocates=False)
+def _known(memory: Any, row: int, keys: npt.NDArray[Any], start: int, count: int) -> int:
+    """How many chunks at the beginning of a chain are remembered by their true keys."""
+    known = 0
+    while known < count and _find(memory, row, np.uint64(keys[start + known])) != NOTHING:
+        known += 1
+    return known
 
 
 @njit(allocates=False)
