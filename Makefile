@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## Train a router, compare it with all others, write a report (under ten minutes).
 	@$(BIN)/fairlead train --scenario chat-equal,chat-unequal --out $(DEMO_OUT)/training
 	@$(BIN)/fairlead evaluate --scenario chat-equal,chat-unequal \
-		--routers heuristics,$(DEMO_OUT)/training/policy.onnx@0,$(DEMO_OUT)/training/policy.onnx@0.75 \
+		--routers heuristics,$(DEMO_OUT)/training/policy.onnx@0,$(DEMO_OUT)/training/policy.onnx@0.5 \
 		--training-log $(DEMO_OUT)/training/training.csv \
 		--out $(DEMO_OUT)
 

@@ -29,6 +29,7 @@ from fairlead.evaluate.quality import Plan, check, measure
 from fairlead.evaluate.quality_page import shown
 from fairlead.section import first_problem
 from fairlead.train.config import TrainConfig
+from fairlead.view.preference import DEFAULT_FAVOR
 from fairlead.workload.scenario import Scenario
 
 FIRST_EVALUATION_SEED = 200
@@ -94,8 +95,8 @@ def page(effects: list[Effect], options: argparse.Namespace) -> str:
         "Each row is the default training with one setting changed, against the default: geometric means of "
         "ratios, "
         "negative is better, with 95 % intervals over the pairs of training seeds; bold where the interval "
-        "lies "
-        "below 0. *Objective*: what the dial weighs, over all its settings; the others at its default.",
+        "lies below 0. *Objective*: what the dial weighs, over all its settings; the others at favor "
+        f"{DEFAULT_FAVOR:g}.",
         "",
         "| changed | objective | mean E2E | p99 TTFT |",
         "|---|---|---|---|",

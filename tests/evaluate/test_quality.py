@@ -11,6 +11,7 @@ from fairlead.evaluate.quality import Plan, check, is_unequal, measure
 from fairlead.policy.export import export_onnx
 from fairlead.policy.heuristics import HEURISTICS
 from fairlead.policy.network import RouterNetwork
+from fairlead.view.preference import DEFAULT_FAVOR
 from fairlead.workload import load_scenario
 from fairlead.workload.suites import load_scenarios
 
@@ -38,9 +39,9 @@ def test_every_router_is_run_once_and_kept(tmp_path):
     ran: list[str] = []
     chosen = plan(tmp_path)
     found = measure(chosen, SMALL, tmp_path / "kept", ran.append)
-    assert ran == ["first@0", "first@0.75", *HEURISTICS]
-    assert chosen.dials == (0.0, 0.75)  # the default is always among them
-    assert list(found.heuristics) == list(HEURISTICS) and set(found.learned) == {0.0, 0.75}
+    assert ran == ["first@0", f"first@{DEFAULT_FAVOR}", *HEURISTICS]
+    assert chosen.dials == (0.0, DEFAULT_FAVOR)  # the default is always among them
+    assert list(found.heuristics) == list(HEURISTICS) and set(found.learned) == {0.0, DEFAULT_FAVOR}
     assert found.lookahead == {} and found.specialist == {}
     assert {v[m].shape for v in found.heuristics.values() for m in METRICS} == {(1, 2)}
     again = measure(chosen, SMALL, tmp_path / "kept", ran.append)
@@ -54,7 +55,7 @@ def test_a_new_policy_costs_its_own_runs_only(tmp_path):
     ran: list[str] = []
     chosen = plan(tmp_path, policies=(str(policy(tmp_path / "second.onnx", seed=3)),))
     measure(chosen, SMALL, tmp_path / "kept", ran.append)
-    assert ran == ["second@0", "second@0.75"]
+    assert ran == ["second@0", f"second@{DEFAULT_FAVOR}"]
     ran.clear()
     measure(plan(tmp_path, seeds=(1, 3)), SMALL, tmp_path / "kept", ran.append)
     assert len(ran) == 2 + len(HEURISTICS)
@@ -68,7 +69,7 @@ def test_specialists_are_found_by_the_scenarios_name(tmp_path):
     (tmp_path / "newer").mkdir()
     both = plan(tmp_path, specialists=(tmp_path / "newer", folder))
     found = measure(both, SMALL, tmp_path / "kept", ran.append)
-    assert set(found.specialist) == {0.0, 0.75} and f"{SMALL.name}@0.75" in ran
+    assert set(found.specialist) == {0.0, DEFAULT_FAVOR} and f"{SMALL.name}@{DEFAULT_FAVOR}" in ran
     policy(tmp_path / "newer" / f"{SMALL.name}.onnx", seed=5)
     assert both.specialist_of(SMALL) == tmp_path / "newer" / f"{SMALL.name}.onnx"
     with pytest.raises(FairleadError, match="no such folder"):

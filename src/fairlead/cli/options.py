@@ -50,7 +50,7 @@ Favor = Annotated[
     typer.Option(
         metavar="DIAL",
         help="What lookahead and trained policies favor, from 0 (end-to-end latency) to 1 (first tokens, "
-        "above all late ones). `name@0.8` sets it for one router. Default: 0.75: end-to-end latency, but no "
+        "above all late ones). `name@0.8` sets it for one router. Default: 0.5: end-to-end latency, but no "
         "long waits for a first token.",
         show_default=False,
     ),

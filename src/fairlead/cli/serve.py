@@ -45,7 +45,7 @@ def command(
         typer.Option(
             metavar="DIAL",
             help="What a trained policy favors, from 0 (end-to-end latency) to 1 (first tokens, above all "
-            "late ones). Default: 0.75: end-to-end latency, but no long waits for a first token.",
+            "late ones). Default: 0.5: end-to-end latency, but no long waits for a first token.",
             show_default=False,
         ),
     ] = None,
