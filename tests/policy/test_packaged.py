@@ -13,6 +13,7 @@ from fairlead.policy.export import export_onnx
 from fairlead.policy.network import RouterNetwork
 from fairlead.policy.packaged import GENERALIST, RETRAIN, packaged_names, policy_path
 from fairlead.serve.settings import Policy
+from fairlead.view.preference import DEFAULT_FAVOR
 
 RETRAIN_IT = f"fairlead/generalist does not fit this version any more: retrain it with `{RETRAIN}`"
 
@@ -54,7 +55,7 @@ def test_it_decides_unless_something_else_is_asked_for():
 def test_a_packaged_policy_is_a_router_by_its_name(shipped):
     plain, dialled = find_routers([GENERALIST, f"{GENERALIST}@0.8"])
     assert (plain.name, plain.kind) == ("generalist", "learned")
-    assert plain.detail == "fairlead/generalist, favor 0.75, compiled"
+    assert plain.detail == f"fairlead/generalist, favor {DEFAULT_FAVOR:g}, compiled"
     assert dialled.name == "generalist@0.8" and isinstance(dialled.router, OnnxRouter)
     assert dialled.router.favor == 0.8
     assert policy_path(GENERALIST) == shipped

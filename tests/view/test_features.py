@@ -132,8 +132,8 @@ def test_the_dial() -> None:
     assert weights_of(1.0) == (160.0, 1.0, 5760.0)
     along = np.array([weights_of(favor) for favor in np.linspace(0.0, 1.0, 101)])
     assert (np.diff(along[:, [0, 2]], axis=0) > 0).all() and (along[:, 1] == 1.0).all()
-    # At the default the tail counts for most, the mean TTFT for much.
-    assert str(weights_of(DEFAULT_FAVOR)) == "50.97 TTFT : 1 E2E : 1822 tail"
+    # At the default long waits count for much, beside the end-to-end latency.
+    assert str(weights_of(DEFAULT_FAVOR)) == "10.47 TTFT : 1 E2E : 360 tail"
     for bad in (-0.1, 1.1, float("nan")):
         with pytest.raises(Exception, match=r"not in \[0, 1\]"):
             check_favor(bad)
