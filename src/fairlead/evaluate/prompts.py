@@ -21,8 +21,8 @@ class Prompts(Protocol):
 class Words:
     """Texts of as many words as prompts have tokens: so the emulator counts.
 
-    Words are of two to six letters: with the space behind it, a token takes five bytes on average, and like a
-    real tokenizer's never the same in two places.
+    Words are of two to six letters: with the space behind it, a token takes five bytes on average, some more
+    than others, as with a real tokenizer.
     """
 
     def __init__(self, requests: Requests) -> None:

@@ -70,9 +70,11 @@ class Fleet:
     @property
     def memory_blocks(self) -> npt.NDArray[np.int64]:
         """(R,) blocks that a router remembers of what it sent to each replica: none without caching."""
-        if self.prefix_caching and self.prefix_memory_blocks is None:
+        if not self.prefix_caching:
+            return np.zeros_like(self.kv_blocks)
+        if self.prefix_memory_blocks is None:
             return self.kv_blocks
-        return np.full_like(self.kv_blocks, self.prefix_memory_blocks or 0 if self.prefix_caching else 0)
+        return np.full_like(self.kv_blocks, self.prefix_memory_blocks)
 
     @property
     def num_replicas(self) -> int:

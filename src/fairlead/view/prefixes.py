@@ -147,11 +147,10 @@ def answered(
     if _find(memory, row, last) != NOTHING:
         for i in range(answer - 1, -1, -1):
             key = _answer_key(last, session, i)
-            chunk = _find(memory, row, key)
-            if chunk == NOTHING:
-                chunk = _take(memory, row, key)
-            else:
-                _unlink(memory, row, chunk)
+            if _find(memory, row, key) != NOTHING:
+                _let_go(memory, row, key)
+                continue
+            chunk = _take(memory, row, key)
             if chunk != NOTHING:
                 _append(memory, row, chunk)
     for i in range(count - 1, -1, -1):
