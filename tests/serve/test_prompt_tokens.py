@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-import time
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,17 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path):
         TokenizerFile(tmp_path / "none.json")
 
 
+@contextmanager
+def counting_held_up(world):
+    """Nothing is counted within, however long it takes."""
+    resumed = threading.Event()
+    world.gateway.counter._thread.submit(resumed.wait)
+    try:
+        yield
+    finally:
+        resumed.set()
+
+
 def by_file(file: Path, **more: object) -> dict[str, object]:
     return {"prompts": "tokenizer", "tokenizers": {"*": str(file)}, "count_within": 10, **more}
 
@@ -143,23 +155,24 @@ def test_a_prompt_that_cannot_be_counted_is_estimated_and_that_is_told(play, fil
 
 def test_a_request_does_not_wait_for_long(play, file):
     async def scene(world):
-        world.gateway.counter._thread.submit(time.sleep, 2.0)
-        assert (await world.ask(body=SIX)).status == 200
-        assert world.gateway.counter.outcomes["late"] == 1
-        # Until the counting has caught up, nothing waits for it at all.
-        assert (await world.ask(body=SIX)).status == 200
-        assert world.gateway.counter.outcomes["busy"] == 1
+        with counting_held_up(world):
+            assert (await world.ask(body=SIX)).status == 200
+            assert world.gateway.counter.outcomes["late"] == 1
+            # Until the counting has caught up, nothing waits for it at all.
+            assert (await world.ask(body=SIX)).status == 200
+            assert world.gateway.counter.outcomes["busy"] == 1
 
     play(scene, tokens=by_file(file, count_within=0.02))
 
 
 def test_a_client_that_leaves_while_its_prompt_is_counted(play, file):
     async def scene(world):
-        world.gateway.counter._thread.submit(time.sleep, 0.2)
-        client = await world.client()
-        client.request(body=SIX)
-        await world.until(lambda: world.gateway.counter._under_way)
-        client.reset()
+        with counting_held_up(world):
+            client = await world.client()
+            client.request(body=SIX)
+            await world.until(lambda: world.gateway.counter._under_way)
+            client.reset()
+            await world.until(lambda: world.gateway.requests)
         await world.until(lambda: world.gateway.counter.outcomes["counted"] == 1)
         assert world.gateway.requests == {("/v1/completions", 499): 1}
         assert not world.gateway.exchanges and not any(each.requests for each in world.backends)

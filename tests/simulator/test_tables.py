@@ -18,6 +18,7 @@ from fairlead.simulator.state import State, new_state
 from fairlead.simulator.tables import Limits, OperatorTables, StepTable, TimingModel
 from fairlead.simulator.timing import Coefficients
 from fairlead.simulator.timing_files import read_step_table
+from fairlead.workload.content import Content
 from fairlead.workload.requests import Requests
 from fairlead.workload.scenario import load_scenario
 
@@ -59,7 +60,8 @@ def summed(entries: list[Scheduled]) -> Batch:
 @settings(deadline=None)
 @given(
     st.lists(st.integers(1, 4000), max_size=30),
-    st.lists(st.tuples(st.integers(1, 90), st.integers(0, 800)), max_size=5),
+    # 5 x 768, in whole buckets of 64, are still within the tables' 4,096 tokens before the chunks.
+    st.lists(st.tuples(st.integers(1, 90), st.integers(0, 768)), max_size=5),
     st.sampled_from([1.0, 3.0]),
 )
 def test_compiled_and_plain_agree_on_every_kind(contexts, chunks, pace):
@@ -145,6 +147,41 @@ def test_a_run_beyond_the_table_is_refused_before_it_starts():
         FairleadError, match="4,096 tokens of context, but a batch of this run can have 4,097"
     ):
         Clusters([made], [one_request(4000, 97)])
+
+
+@pytest.mark.parametrize("recent", [False, True])
+@pytest.mark.parametrize("together", [1, 2])
+def test_cached_prompts_that_lead_beyond_the_table_are_told_of(recent, together):
+    """One prompt of 4,000 tokens fits before the table's end; two that find theirs in the cache do not."""
+    made = custom_fleet(
+        [operator_tables(recent=recent)],
+        np.array([1000]),
+        token_budget=512,
+        max_num_seqs=64,
+        block_size=16,
+        prefix_caching=True,
+    )
+    arrival = np.concatenate([[0.0], np.full(together, 100.0)])
+    blocks = np.full(len(arrival), 250)
+    content = Content(np.tile(np.arange(250), len(arrival)), np.concatenate([[0], np.cumsum(blocks)]), 16)
+    alike = np.full(len(arrival), 4000)
+    requests = Requests(arrival, alike, np.full(len(arrival), 5), content=content)
+    clusters = Clusters([made], [requests])
+
+    def run() -> None:
+        while clusters.observe() and not clusters.done:
+            clusters.route(np.zeros(1, np.int64))
+        clusters.drain()
+
+    if together == 1:
+        run()
+        cached = clusters.outcomes(0).cached_tokens
+        assert cached is not None and cached.tolist() == [0, 3984]
+    else:
+        with pytest.raises(FairleadError, match="prefill_s of replica 0 of cluster 0 has too few rows"):
+            run()
+        clusters.load([requests], seed=0)
+        assert not clusters.state.replicas["beyond_table"].any()
 
 
 def test_replicas_share_one_copy_of_a_table():

@@ -30,6 +30,7 @@ TABLE = np.dtype(
         ("decode_row", "i8"),
         ("prefill", "i8"),
         ("prefill_row", "i8"),
+        ("prefill_rows", "i8"),
         ("kv_s", "f8"),
         ("decode_overhead", "f8"),
         ("prefill_overhead", "f8"),
@@ -94,6 +95,7 @@ def pack(tables: Sequence[StepTable | OperatorTables]) -> Tables:
             record.first, record.first_row = put(table.tokens_s)
             record.decode, record.decode_row = put(table.decode_s)
             record.prefill, record.prefill_row = put(table.prefill_s)
+            record.prefill_rows = len(table.prefill_s)
             record.decode_overhead = table.decode_overhead
             record.prefill_overhead = table.prefill_overhead
             record.chunk_step = table.chunk_step
@@ -122,7 +124,11 @@ def batch_time(state: Any, k: int, batch: Batch) -> float:
             if batch.decodes > 0:
                 seconds += _decode_attention(table, values, batch.decodes, batch.context)
             if batch.prefills > 0:
-                seconds += _prefill_attention(table, values, batch)
+                row = _prefill_row(table, batch)
+                if row >= table.prefill_rows:
+                    replica.beyond_table = True
+                    row = table.prefill_rows - 1
+                seconds += _prefill_attention(table, values, batch, row)
     return float(replica.pace * seconds)
 
 
@@ -134,11 +140,16 @@ def _decode_attention(table: Any, values: npt.NDArray[np.float64], decodes: int,
 
 
 @njit(inline=True)
-def _prefill_attention(table: Any, values: npt.NDArray[np.float64], batch: Batch) -> float:
+def _prefill_row(table: Any, batch: Batch) -> int:
+    """Where the tokens before the chunks stand in `prefill_s`; past its end only with prefix caching."""
     behind = batch.behind_rounded if table.round_each else batch.behind
+    return int((behind + KV_BUCKET - 1) // KV_BUCKET)
+
+
+@njit(inline=True)
+def _prefill_attention(table: Any, values: npt.NDArray[np.float64], batch: Batch, row: int) -> float:
     # A root of a whole number is never half-way between two whole numbers.
     chunk = int(math.sqrt(batch.squares) + 0.5)
-    row = (behind + KV_BUCKET - 1) // KV_BUCKET
     column = (chunk + table.chunk_step - 1) // table.chunk_step - 1
     seconds = values[table.prefill + row * table.prefill_row + column]
     return float(seconds * table.prefill_overhead) if batch.prefills > 1 else float(seconds)

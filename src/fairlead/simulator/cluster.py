@@ -174,12 +174,26 @@ class Clusters:
             self.state = self.state._replace(homes=no_homes(self.K, room))
 
     def _check_tables(self, g: int, requests: Requests) -> None:
-        """No batch of this run may be larger than what a table covers."""
+        """No batch of this run may be larger than what a table covers.
+
+        One thing shows only as it runs (`_check_reach`): together the prompts of a batch may have more tokens
+        before their chunks than the longest request has, if their beginnings are found in the prefix cache.
+        """
         longest = int((requests.prompt_tokens + requests.output_tokens).max(initial=1))
         for replica in self.state.replicas[g * self.group * self.R :][: self.R]:
             if replica.table != NO_TABLE:
                 tokens = max(int(replica.token_budget), int(replica.max_seqs))
                 self._tables[replica.table].check(Limits(tokens, int(replica.max_seqs), longest))
+
+    def _check_reach(self) -> None:
+        """No batch so far was larger than what a table covers."""
+        if self._tables and self.state.replicas["beyond_table"].any():
+            k = int(np.argmax(self.state.replicas["beyond_table"]))
+            raise FairleadError(
+                f"the table prefill_s of replica {k % self.R} of cluster {k // self.R} has too few rows: the "
+                "prompts of one iteration had more cached tokens, together, than it reaches to. Extend the "
+                "table, lower max_num_seqs, or turn prefix_caching off"
+            )
 
     def _load_faults(self, faults: Sequence[Faults | None]) -> None:
         """The events of each group; the last one, at infinity, is never reached."""
@@ -215,9 +229,13 @@ class Clusters:
         """Let everything up to the next decision happen; the view of that moment (reused arrays).
 
         The rows of a cluster that has no decision left stay as they were.
+
+        Raises:
+            FairleadError: if an iteration needed a time beyond a replica's table.
         """
         advance = observe_all if self.K >= _WORTH_A_THREAD else observe_few
         advance(self.state, self.view.replicas, self.view.request)
+        self._check_reach()
         return self.view
 
     def route(self, actions: npt.NDArray[np.int64]) -> None:
@@ -239,7 +257,8 @@ class Clusters:
         """Run until every routed request has finished.
 
         Raises:
-            FairleadError: if a replica dies meanwhile and requests have to be decided anew.
+            FairleadError: if a replica dies meanwhile and requests have to be decided anew, or an iteration
+                needed a time beyond a replica's table.
         """
         if self.state.events.shape[1] > 1:
             self.observe()
@@ -248,6 +267,7 @@ class Clusters:
                     f"cluster {int(np.argmax(self.deciding))} has requests to decide before it can be drained"
                 )
         drain_all(self.state, self.R)
+        self._check_reach()
 
     def outcomes(self, c: int) -> Outcomes:
         """What happened to the requests of cluster `c`, once drained."""

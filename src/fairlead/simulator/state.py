@@ -66,6 +66,7 @@ REPLICA = np.dtype(
         ("clock", "f8"),  # end of the iteration under way, else the last boundary
         ("quiet_until", "f8"),  # nothing that a router counts happens before; the replica may lag behind
         ("duration", "f8"),  # of the iteration under way
+        ("beyond_table", "b1"),  # an iteration needed a time that its table does not have
         ("busy", "b1"),  # an iteration is under way
         ("running", "i8"),  # slots in use: decoding ones first, then prefilling ones
         ("prefilling", "i8"),
