@@ -138,15 +138,18 @@ def main() -> None:
     loads = load_list(options.loads)
 
     def contests(variant: str) -> list[Contest]:
-        plan = Plan(
-            policies=tuple(str(each.policy) for each in trained[variant]),
-            dials=DIALS,
-            seeds=tuple(range(FIRST_EVALUATION_SEED, FIRST_EVALUATION_SEED + options.seeds)),
-            requests=options.requests,
-            lookahead=False,
-            loads=None if loads is None else tuple(loads),
+        plan = check(
+            Plan(
+                policies=tuple(str(each.policy) for each in trained[variant]),
+                dials=DIALS,
+                seeds=tuple(range(FIRST_EVALUATION_SEED, FIRST_EVALUATION_SEED + options.seeds)),
+                requests=options.requests,
+                lookahead=False,
+                loads=None if loads is None else tuple(loads),
+            ),
+            scenarios,
         )
-        return [measure(check(plan), s, options.out / "runs" / s.name.replace(":", "-")) for s in scenarios]
+        return [measure(plan, s, options.out / "runs" / s.name.replace(":", "-")) for s in scenarios]
 
     base = contests(BASE)
     effects = [effect(each, list(zip(contests(each), base, strict=True))) for each in variants]

@@ -169,7 +169,8 @@ def main() -> None:
                 dials=DIALS,
                 seeds=tuple(range(FIRST_EVALUATION_SEED, FIRST_EVALUATION_SEED + options.evaluation_seeds)),
                 requests=options.requests,
-            )
+            ),
+            scenarios,
         )
         for scenario in scenarios:
             folder = options.out / "runs" / scenario.name.replace(":", "-")

@@ -116,7 +116,11 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--scenarios", default=SCENARIOS, help=f"names or files; default: {SCENARIOS}")
-    parser.add_argument("--policies", default=GENERALIST, help=f"names or files; default: {GENERALIST}")
+    parser.add_argument(
+        "--policies",
+        default=GENERALIST,
+        help=f"names or files, or a folder of SCENARIO.onnx; default: {GENERALIST}",
+    )
     parser.add_argument("--loads", help="fractions of capacity; default: each scenario's own")
     parser.add_argument("--dials", default=DIALS, help=f"default: {DIALS}")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="evaluation seeds")
@@ -142,6 +146,7 @@ def main() -> None:
     """Measure, judge, write."""
     options = arguments()
     loads = load_list(options.loads)
+    scenarios = scenario_list([options.scenarios])
     plan = check(
         Plan(
             policies=tuple(options.policies.split(",")),
@@ -151,9 +156,9 @@ def main() -> None:
             lookahead=not options.no_lookahead,
             loads=None if loads is None else tuple(loads),
             specialists=tuple(options.specialists),
-        )
+        ),
+        scenarios,
     )
-    scenarios = scenario_list([options.scenarios])
     found = contests(plan, scenarios, options.out, options.jobs)
     judgements = [judge(contest) for contest in found.values()]
     by_load = [judge(contest.at(load)) for contest in found.values() for load in contest.loads]

@@ -32,7 +32,7 @@ def plan(tmp_path: Path, **more) -> Plan:
         "requests": 60,
         "lookahead": False,
     }
-    return check(Plan(**{**content, **more}))
+    return check(Plan(**{**content, **more}), [SMALL])
 
 
 def test_every_router_is_run_once_and_kept(tmp_path):
@@ -74,6 +74,17 @@ def test_specialists_are_found_by_the_scenarios_name(tmp_path):
     assert both.specialist_of(SMALL) == tmp_path / "newer" / f"{SMALL.name}.onnx"
     with pytest.raises(FairleadError, match="no such folder"):
         plan(tmp_path, specialists=(tmp_path / "none",))
+
+
+def test_a_folder_has_a_policy_for_each_scenario(tmp_path):
+    folder = tmp_path / "tuned"
+    folder.mkdir()
+    with pytest.raises(FairleadError, match=f"no policy for {SMALL.name}: there is no {SMALL.name}.onnx"):
+        plan(tmp_path, policies=(str(folder),))
+    policy(folder / f"{SMALL.name}.onnx", seed=4)
+    ran: list[str] = []
+    found = measure(plan(tmp_path, policies=(str(folder),)), SMALL, tmp_path / "kept", ran.append)
+    assert len(found.learned[0.0]) == 1 and f"{SMALL.name}@0" in ran
 
 
 def test_larger_clusters_serve_more_requests(tmp_path):

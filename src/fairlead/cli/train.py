@@ -12,7 +12,6 @@ from fairlead.cli.options import (
     GatewaySettingsFile,
     LiveRate,
     LiveServers,
-    existing,
     load_list,
     read_settings,
     scenario_list,
@@ -149,7 +148,7 @@ def command(
     With --backend a policy that exists (--start-from) is fine-tuned on live servers, with the requests of a
     scenario at --rate, and then compared there with what it was. It ends after --requests or --minutes (60).
     """
-    from fairlead.policy.packaged import policy_path
+    from fairlead.train import fine_tuning
 
     live = bool(backend) or gateway is not None
     if not live and (rate is not None or requests is not None):
@@ -160,32 +159,23 @@ def command(
     if device is not None:
         short.append(f"device={device}")
     if start_from is not None:
-        existing(policy_path(start_from))
         short.append(f"start_from={start_from}")
-        if teacher is None:  # a policy that has been trained needs none to begin with
-            short.append("imitation=null")
     settings = read_settings(config, [*(assignments or []), *short])
-    if start_from is not None and "network" not in settings:
-        settings["network"] = _network_of(policy_path(start_from))
-    if settings.get("start_from") is not None and settings.get("teacher") == "counterfactual":
-        # Noisy prices and a policy that is good already: see `imitation.soft_labels`.
-        imitation = settings.setdefault("imitation", {})
-        if isinstance(imitation, dict):
-            imitation.setdefault("soft_labels", 0.0)
     if resume and (scenario or settings or from_scratch or rate is not None):
         raise FairleadError(f"--resume goes on with the scenarios and settings in {out}: leave out the rest")
     if not resume and not scenario:
         raise FairleadError("nothing to train on: name a scenario, for example --scenario chat-unequal")
     scenarios = scenario_list(scenario) if scenario else []
+    settings = fine_tuning.with_network(settings)
     if live:
         _check_live(scenarios, load, teacher, from_scratch, rate, resume)
         if not resume:
-            settings = _live_defaults(settings)
+            settings = fine_tuning.with_defaults(_live_defaults(settings))
         servers = gateway_settings(gateway, backend or [])
         tuned = _validated({} if resume else settings, from_scratch=False)
         _train_live(tuned, scenarios, servers, rate or 0.0, out, resume, str(context.obj))
         return
-    _train(_validated(settings, from_scratch), scenarios, out, resume)
+    _train(_validated(fine_tuning.with_defaults(settings), from_scratch), scenarios, out, resume)
     say(f"trained policy: {out / 'policy.onnx'}")
 
 
@@ -237,13 +227,6 @@ def _assignments(
         points = _favor_range(favor)
         flags["environment.favor"] = [min(points), max(points)]
     return [f"{key}={value}" for key, value in flags.items() if value is not None]
-
-
-def _network_of(policy: Path) -> Any:
-    """The architecture that a policy was trained with."""
-    from fairlead.policy.artefact import OnnxRouter
-
-    return OnnxRouter(policy).metadata.config.get("network", {})
 
 
 def _favor_range(text: str) -> list[float]:

@@ -39,7 +39,7 @@ class Plan:
     """What is measured in every scenario."""
 
     policies: tuple[str, ...]
-    """Names or files: the training seeds of one kind of policy."""
+    """Names or files: the training seeds of one kind of policy. A folder: SCENARIO.onnx for each scenario."""
     dials: tuple[float, ...]
     seeds: tuple[int, ...]
     requests: int
@@ -54,13 +54,21 @@ class Plan:
         """Requests of a run in this scenario."""
         return self.requests * max(1, scenario.num_replicas // REPLICAS_PER_RUN)
 
+    def policies_of(self, scenario: Scenario) -> tuple[str, ...]:
+        """The policies that are measured in this scenario.
+
+        Raises:
+            FairleadError: if a folder of policies has none for it.
+        """
+        return tuple(_policy_in(text, scenario) for text in self.policies)
+
     def specialist_of(self, scenario: Scenario) -> Path | None:
         """The policy that was trained for this scenario alone, if there is one."""
         paths = [folder / f"{scenario.name}.onnx" for folder in self.specialists]
         return next((path for path in paths if path.is_file()), None)
 
 
-def check(plan: Plan) -> Plan:
+def check(plan: Plan, scenarios: Sequence[Scenario]) -> Plan:
     """The plan with the default dial among its settings, checked before anything runs.
 
     Raises:
@@ -72,10 +80,20 @@ def check(plan: Plan) -> Plan:
         if not folder.is_dir():
             raise FairleadError(f"--specialists {folder}: there is no such folder")
     dials = tuple(sorted({*plan.dials, DEFAULT_FAVOR}))
-    for policy in plan.policies:
+    for policy in {policy for scenario in scenarios for policy in plan.policies_of(scenario)}:
         for dial in dials:
             find_router(f"{policy}@{dial:g}")
     return Plan(**{**vars(plan), "dials": dials})
+
+
+def _policy_in(text: str, scenario: Scenario) -> str:
+    folder = Path(text)
+    if not folder.is_dir():
+        return text
+    path = folder / f"{scenario.name}.onnx"
+    if not path.is_file():
+        raise FairleadError(f"{folder} has no policy for {scenario.name}: there is no {path.name}")
+    return str(path)
 
 
 def is_unequal(scenario: Scenario) -> bool:
@@ -109,7 +127,7 @@ def measure(
     def at_dials(text: str | Path) -> dict[float, Values]:
         return {dial: runs(f"{text}@{dial:g}") for dial in plan.dials}
 
-    policies = [at_dials(each) for each in plan.policies]
+    policies = [at_dials(each) for each in plan.policies_of(scenario)]
     specialist = plan.specialist_of(scenario)
     looks = plan.lookahead and scenario.num_replicas <= LOOKAHEAD_UP_TO
     return Contest(

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from fairlead.section import Section
+from fairlead.train.fine_tuning import filled
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -46,11 +47,7 @@ each is used more often and the policy stays near the one that it began as. Iter
 
 def with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
     """`settings` of a training on live servers, with `DEFAULTS` for what they leave out."""
-    merged = dict(settings)
-    for section, values in DEFAULTS.items():
-        given = merged.get(section, {})
-        if isinstance(given, dict):  # anything else is refused later, in words
-            merged[section] = {**values, **given}
+    merged = filled(settings, DEFAULTS)
     network = merged.get("network")
     if isinstance(network, dict) and (network.get("gru_layers") or network.get("critic_gru_layers")):
         merged["ppo"].pop("reference_kl", None)  # it does not work with a memory

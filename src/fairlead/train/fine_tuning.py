@@ -1,0 +1,52 @@
+"""Training that goes on from a policy (`start_from`): what differs unless it is set."""
+
+from typing import Any
+
+from fairlead.policy.artefact import OnnxRouter
+from fairlead.policy.packaged import policy_path
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "ppo": {"actor_learning_rate": {"kind": "linear", "start": 3e-4, "end": 3e-5}},
+}
+"""Steps of the size that a fresh network needs undo what the policy knows before they teach anything."""
+
+_IMITATION = ("imitation", "teacher", "teachers")
+
+
+def filled(settings: dict[str, Any], defaults: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """`settings` with `defaults` for what their sections leave out."""
+    merged = dict(settings)
+    for section, values in defaults.items():
+        given = merged.get(section, {})
+        if isinstance(given, dict):  # anything else is refused later, in words
+            merged[section] = {**values, **given}
+    return merged
+
+
+def with_network(settings: dict[str, Any]) -> dict[str, Any]:
+    """`settings` with the network of the policy that they start from, unless they describe one.
+
+    Raises:
+        FairleadError: if the policy cannot be used.
+    """
+    start = settings.get("start_from")
+    if start is None or "network" in settings:
+        return settings
+    policy = OnnxRouter(policy_path(str(start)))
+    return {**settings, "network": policy.metadata.config.get("network", {})}
+
+
+def with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """`settings` with what fine-tuning takes for what they leave out; unchanged if it is none.
+
+    Nobody is imitated unless that or a teacher is named, and PPO takes smaller steps. The teacher
+    `counterfactual` has noisy prices: no soft labels (`imitation.soft_labels`).
+    """
+    if settings.get("start_from") is None:
+        return settings
+    merged = filled(settings, DEFAULTS)
+    if not any(key in merged for key in _IMITATION):
+        merged["imitation"] = None
+    elif merged.get("teacher") == "counterfactual":
+        return filled(merged, {"imitation": {"soft_labels": 0.0}})
+    return merged
