@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from fairlead.errors import FairleadError
 from fairlead.simulator import reference
-from fairlead.simulator.cluster import Clusters, waiting_areas
+from fairlead.simulator.cluster import Clusters
+from fairlead.simulator.decisions import waiting_areas
 from fairlead.simulator.fleet import Fleet, custom_fleet
 from fairlead.simulator.hardware import device, model
 from fairlead.simulator.timing import analytic

@@ -9,7 +9,7 @@ from fairlead import rng
 from fairlead.env.vector import RouterVectorEnv
 from fairlead.policy.heuristics import HEURISTICS, Heuristic, choose
 from fairlead.policy.network import RouterNetwork
-from fairlead.simulator.cluster import drain_one, observe_one, route_one
+from fairlead.simulator.decisions import drain_one, observe_one, route_one
 from fairlead.train import counterfactual
 from fairlead.train.counterfactual import Counterfactual
 from fairlead.train.teachers import make_teacher

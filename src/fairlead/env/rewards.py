@@ -21,7 +21,8 @@ from fairlead.env.reward_config import HybridReward, SojournReward
 from fairlead.env.statistics import RewardLog
 from fairlead.errors import FairleadError
 from fairlead.policy.heuristics import HEURISTICS, Heuristic
-from fairlead.simulator.cluster import Clusters, waiting_areas
+from fairlead.simulator.cluster import Clusters
+from fairlead.simulator.decisions import waiting_areas
 
 Floats = npt.NDArray[np.float64]
 

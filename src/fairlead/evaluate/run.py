@@ -7,8 +7,7 @@ from fairlead.compiled import njit, prange, signed
 from fairlead.policy import heuristics
 from fairlead.policy.heuristics import Heuristic, Lookahead
 from fairlead.policy.router import Router
-from fairlead.simulator import cluster as sim
-from fairlead.simulator import forecast
+from fairlead.simulator import decisions, forecast
 from fairlead.simulator.cluster import Clusters
 from fairlead.simulator.state import State
 from fairlead.view.schema import NUM_REQUEST_COLUMNS
@@ -35,7 +34,7 @@ def _run_compiled(
         replicas = np.empty((count, columns))
         request = np.empty(NUM_REQUEST_COLUMNS)
         scores = np.empty(count)
-        while sim.observe(state, c, counting, replicas, request):
+        while decisions.observe(state, c, counting, replicas, request):
             router = state.requests[c, state.clusters[c].at_hand].router
             if code == heuristics.LOOKAHEAD:
                 forecast.added_costs(state, c, scratch, weights, knows, scores)
@@ -43,8 +42,8 @@ def _run_compiled(
             else:
                 turn = state.routers[c, router].decisions
                 action = heuristics.choose(code, replicas, request, turn, words[c], scores)
-            sim.route_one(state, c, count, action)
-        sim.drain_one(state, c, count)
+            decisions.route_one(state, c, count, action)
+        decisions.drain_one(state, c, count)
 
 
 def run(

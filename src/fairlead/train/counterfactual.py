@@ -25,7 +25,7 @@ from fairlead.policy.export import architecture
 from fairlead.policy.forward import Actor, best_of, pack
 from fairlead.policy.heuristics import HEURISTICS, choose
 from fairlead.simulator.block_pool import Pool
-from fairlead.simulator.cluster import drain_one, observe_one, route_one
+from fairlead.simulator.decisions import drain_one, observe_one, route_one
 from fairlead.simulator.state import NONE, State
 from fairlead.view.features import NUM_FEATURES, features
 from fairlead.view.prefixes import PrefixMemory
