@@ -7,10 +7,11 @@ the other, each from where the one before ended, on the recipe's scenarios and t
 stage with `kinds` is several trainings, each on scenarios of one kind alone, which then teach these
 scenarios in the next stage without, as far as it has them (where several know a scenario, the last one
 does); where `teacher`, `teachers` or `start_from` name a stage or a kind (`specialise/chat`), its policy is
-meant. What ships is the last stage's policy, or the mean of those that `average` names
-(`policy/averaging.py`). It replaces generalist.onnx beside that file, and how the training went replaces
-generalist.json. `--set` changes a setting of all stages for a trial, `--scenarios` the scenarios;
-`--no-install` leaves the package alone. An interrupted run goes on with the same command.
+meant. A stage with `mean_of` trains nothing: it is the mean of the stages that it names
+(`policy/averaging.py`). What ships is the last stage's policy. It replaces generalist.onnx beside that file,
+and how the training went replaces generalist.json. `--set` changes a setting of all stages for a trial,
+`--scenarios` the scenarios; `--no-install` leaves the package alone. An interrupted run goes on with the
+same command.
 """
 
 import argparse
@@ -55,27 +56,37 @@ class Training(NamedTuple):
     scenarios: list[str]
 
 
-def settings(options: argparse.Namespace) -> list[list[Training]]:
+class Stage(NamedTuple):
+    """A step of the recipe: trainings, or the mean of policies of stages before."""
+
+    name: str
+    trainings: list[Training]
+    mean_of: list[str]
+
+
+def settings(options: argparse.Namespace) -> list[Stage]:
     """What to train, stage by stage: one training, or one for each kind of scenarios.
 
     Raises:
         FairleadError: for settings that are unknown or contradict each other.
     """
     content = read_settings(options.config, [])
-    unknown = sorted(set(content) - {"scenarios", "training", "stages", "average"})
+    unknown = sorted(set(content) - {"scenarios", "training", "stages"})
     if unknown:
         raise FairleadError(
-            f"{options.config}: unknown key {unknown[0]!r}; known: scenarios, training, stages, average"
+            f"{options.config}: unknown key {unknown[0]!r}; known: scenarios, training, stages"
         )
-    for name in content.get("average", []):
-        if name not in content["stages"] or "kinds" in content["stages"][name]:
-            raise FairleadError(f"{options.config}, average: {name!r} is no stage that makes one policy")
     everything = options.scenarios.split(",") if options.scenarios else list(content["scenarios"])
-    stages: list[list[Training]] = []
+    stages: list[Stage] = []
     policies: dict[str, str] = {}
     taught: dict[str, str] = {}
     before = None
     for stage, own in content["stages"].items():
+        if "mean_of" in own:
+            stages.append(Stage(stage, [], _parts(options, stage, own, policies)))
+            policies[stage] = str(options.out / stage / "policy.onnx")
+            before = stage
+            continue
         shared = {"start_from": before, **content.get("training", {}), **own}
         kinds = shared.pop("kinds", None)
         more = _flat(shared.pop("scenarios", []))
@@ -94,11 +105,23 @@ def settings(options: argparse.Namespace) -> list[list[Training]]:
         else:
             trainings = {f"{stage}/{kind}": _of_kind(shared, dict(its)) for kind, its in kinds.items()}
             taught |= {name: training for training, (_, names) in trainings.items() for name in names}
-        stages.append(
-            [Training(name, _config(options, name, s, policies), its) for name, (s, its) in trainings.items()]
-        )
+        its_own = [
+            Training(name, _config(options, name, s, policies), its) for name, (s, its) in trainings.items()
+        ]
+        stages.append(Stage(stage, its_own, []))
         policies |= {name: str(options.out / name / "policy.onnx") for name in trainings}
     return stages
+
+
+def _parts(
+    options: argparse.Namespace, stage: str, own: dict[str, Any], policies: dict[str, str]
+) -> list[str]:
+    if set(own) != {"mean_of"}:
+        raise FairleadError(f"{options.config}, stage {stage}: nothing stands beside mean_of")
+    for name in own["mean_of"]:
+        if name not in policies:
+            raise FairleadError(f"{options.config}, stage {stage}: no stage before it is called {name!r}")
+    return list(own["mean_of"])
 
 
 def _flat(names: list[Any]) -> list[str]:
@@ -132,16 +155,6 @@ def _config(
         )
     except ValidationError as error:
         raise first_problem(error, f"{options.config}, stage {name}") from None
-
-
-def shipped(options: argparse.Namespace, results: dict[str, TrainResult]) -> Path:
-    """The policy that ships: the last one's, or the mean of those that the recipe names."""
-    names = read_settings(options.config, []).get("average", [])
-    if not names:
-        return list(results.values())[-1].policy
-    mean: Path = options.out / "policy.onnx"
-    average([results[name].policy for name in names], mean)
-    return mean
 
 
 def record(results: dict[str, TrainResult], scenarios: list[str]) -> dict[str, Any]:
@@ -184,17 +197,31 @@ def main() -> None:
     options = parser.parse_args()
     try:
         stages = settings(options)
-        results = {name: result for stage in stages for name, result in run_stage(stage, options).items()}
+        results: dict[str, TrainResult] = {}
+        policy = options.out
+        for each in stages:
+            if each.mean_of:
+                policy = mean(options.out, each)
+            else:
+                results |= run_stage(each.trainings, options)
+                policy = list(results.values())[-1].policy
     except FairleadError as error:
         sys.exit(f"error: {error}")
-    names = stages[-1][-1].scenarios
+    names = [training.scenarios for each in stages for training in each.trainings][-1]
     written = options.out / "generalist.json"
     written.write_text(json.dumps(record(results, names), indent=1) + "\n", encoding="utf-8")
-    policy = shipped(options, results)
     if not options.no_install:
         shutil.copy(policy, GENERALIST)
         shutil.copy(written, GENERALIST.with_suffix(".json"))
         say(f"installed {GENERALIST}")
+
+
+def mean(out: Path, stage: Stage) -> Path:
+    """The policy of a stage that is the mean of others."""
+    policy = out / stage.name / "policy.onnx"
+    policy.parent.mkdir(exist_ok=True)
+    average([out / name / "policy.onnx" for name in stage.mean_of], policy)
+    return policy
 
 
 def run_stage(stage: list[Training], options: argparse.Namespace) -> dict[str, TrainResult]:

@@ -91,11 +91,11 @@ def recipe(*assignments: str, config: Path | None = None) -> argparse.Namespace:
 def test_the_generalists_recipe_can_be_followed():
     """Every stage goes on from one before or from scratch, and is taught by what there is by then."""
     stages = generalist.settings(recipe("threads=2"))
-    trainings = [training for stage in stages for training in stage]
+    trainings = [training for stage in stages for training in stage.trainings]
     assert {training.config.threads for training in trainings} == {2}
     there: set[str] = set()
     for stage in stages:
-        for training in stage:
+        for training in stage.trainings:
             scenarios = {scenario.name for scenario in scenario_list(training.scenarios)}
             assert set(training.config.teachers) <= scenarios
             asked = {str(training.config.teacher), *training.config.teachers.values()}
@@ -105,8 +105,9 @@ def test_the_generalists_recipe_can_be_followed():
                 "lookahead",
                 elsewhere={name: who for name, who in training.config.teachers.items() if who not in files},
             )
-        there |= {f"runs/{training.name}/policy.onnx" for training in stage}
-    assert len(stages[-1]) == 1
+        there |= {f"runs/{training.name}/policy.onnx" for training in stage.trainings}
+        there |= {f"runs/{stage.name}/policy.onnx"}
+    assert stages[-1].mean_of or len(stages[-1].trainings) == 1
     assert {scenario.name for scenario in load_scenarios("suite/standard")} <= scenarios
 
 
@@ -127,7 +128,7 @@ def test_kinds_teach_their_scenarios_in_the_next_stage(tmp_path):
     }
     content = {"scenarios": ["chat-equal", "code-equal"], "stages": stages}
     path.write_text(yaml.safe_dump(content, sort_keys=False))
-    (first,), (alone,), (unite,) = generalist.settings(recipe(config=path))
+    (first,), (alone,), (unite,) = (stage.trainings for stage in generalist.settings(recipe(config=path)))
     assert (alone.name, alone.scenarios) == ("alone/a", ["chat-equal", "chat-stale"])
     assert alone.config.start_from == unite.config.teacher == "runs/first/policy.onnx"
     assert alone.config.imitation is not None
@@ -150,21 +151,25 @@ def test_the_generalist_is_trained_stage_by_stage(tmp_path, monkeypatch):
     stages = {"first": {}, "second": {"teacher": "least_work", "kinds": kinds}, "third": {"start_from": None}}
     path = tmp_path / "recipe.yaml"
     content = {"scenarios": ["chat-equal", "chat-unequal"], "training": small, "stages": stages}
-    path.write_text(yaml.safe_dump(content | {"average": ["first", "third"]}))
+    stages |= {"both": {"mean_of": ["first", "third"]}, "fourth": {}, "all": {"mean_of": ["both", "fourth"]}}
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
     out = tmp_path / "out"
     arguments = ["generalist.py", "--config", str(path), "--out", str(out), "--no-install"]
     monkeypatch.setattr("sys.argv", arguments)
     generalist.main()
     written = (out / "generalist.json").read_text()
     found = json.loads(written)
-    assert list(found["stages"]) == ["first", "second/one", "second/other", "third"]
+    assert list(found["stages"]) == ["first", "second/one", "second/other", "third", "fourth"]
+    assert found["stages"]["fourth"]["config"]["start_from"] == str(out / "both" / "policy.onnx")
     assert found["stages"]["second/other"]["config"]["start_from"] == str(out / "first" / "policy.onnx")
     teachers = found["stages"]["third"]["config"]["teachers"]
     assert teachers["chat-unequal"] == str(out / "second" / "other" / "policy.onnx")
-    assert actor_weights(out / "policy.onnx").keys() == actor_weights(out / "third" / "policy.onnx").keys()
-    assert OnnxRouter(out / "policy.onnx").metadata.training["mean_of"] == [
-        str(out / name / "policy.onnx") for name in ("first", "third")
+    assert OnnxRouter(out / "all" / "policy.onnx").metadata.training["mean_of"] == [
+        str(out / name / "policy.onnx") for name in ("both", "fourth")
     ]
+    weights = [actor_weights(out / name / "policy.onnx") for name in ("first", "third", "both")]
+    for name, both in weights[2].items():
+        assert both == pytest.approx((weights[0][name] + weights[1][name]) / 2, abs=1e-6)
     generalist.main()
     assert (out / "generalist.json").read_text() == written
 
@@ -176,6 +181,12 @@ def test_a_recipe_with_an_unknown_key_is_refused(tmp_path):
     (tmp_path / "y.yaml").write_text("scenarios: [chat-equal]\nstages: {only: {ppo: {clipp: 1}}}")
     with pytest.raises(FairleadError, match="clip"):
         generalist.settings(recipe(config=tmp_path / "y.yaml"))
-    (tmp_path / "z.yaml").write_text("scenarios: [chat-equal]\nstages: {only: {}}\naverage: [only, other]")
-    with pytest.raises(FairleadError, match="average: 'other' is no stage"):
+    stages = "{first: {kinds: {a: {scenarios: [chat-equal]}}}, second: {mean_of: [first/a, other]}}"
+    (tmp_path / "z.yaml").write_text(f"scenarios: [chat-equal]\nstages: {stages}")
+    with pytest.raises(FairleadError, match="stage second: no stage before it is called 'other'"):
+        generalist.settings(recipe(config=tmp_path / "z.yaml"))
+    (tmp_path / "z.yaml").write_text(
+        "scenarios: [chat-equal]\nstages: {a: {}, b: {mean_of: [a, a], seed: 1}}"
+    )
+    with pytest.raises(FairleadError, match="nothing stands beside mean_of"):
         generalist.settings(recipe(config=tmp_path / "z.yaml"))

@@ -97,7 +97,9 @@ def test_the_generalist_is_not_trained_on_the_hardware_that_tests_it():
     recipe = argparse.Namespace(
         config=generalist.GENERALIST.with_suffix(".yaml"), set=[], scenarios=None, out=Path("runs")
     )
-    trainings = {training.name: training for stage in generalist.settings(recipe) for training in stage}
+    trainings = {
+        training.name: training for stage in generalist.settings(recipe) for training in stage.trainings
+    }
     names = {name for training in trainings.values() for name in training.scenarios}
     trained = [scenario for name in names for scenario in load_scenarios(name)]
     assert any("~" in scenario.name for scenario in trained)
