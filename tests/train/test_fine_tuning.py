@@ -27,7 +27,7 @@ def test_steps_are_smaller_and_nobody_is_imitated():
     given = {**START, "ppo": {"epochs": 3}}
     assert with_defaults(given) == {
         **given,
-        "ppo": {"epochs": 3, "actor_learning_rate": STEP},
+        "ppo": {"epochs": 3, "iterations": 40, "actor_learning_rate": STEP},
         "imitation": None,
     }
     assert given == {**START, "ppo": {"epochs": 3}}  # left as it was
@@ -39,7 +39,7 @@ def test_steps_are_smaller_and_nobody_is_imitated():
         {"imitation": {"rounds": 2}},
         {"teacher": "lookahead"},
         {"teachers": {"chat-equal": "least_work"}},
-        {"ppo": {"actor_learning_rate": 1e-3}, "imitation": None},
+        {"ppo": {"actor_learning_rate": 1e-3, "iterations": 9}, "imitation": None},
     ],
 )
 def test_what_is_asked_for_stands(asked):
@@ -56,7 +56,7 @@ def test_prices_of_counterfactuals_are_too_noisy_for_soft_labels():
 
 def test_live_training_keeps_its_own_steps():
     found = with_defaults(live_config.with_defaults(dict(START)))
-    assert found["ppo"]["actor_learning_rate"] == live_config.DEFAULTS["ppo"]["actor_learning_rate"]
+    assert found["ppo"] == live_config.DEFAULTS["ppo"]
 
 
 def test_the_network_is_the_policys_unless_it_is_described(tmp_path: Path):

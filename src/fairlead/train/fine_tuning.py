@@ -6,9 +6,13 @@ from fairlead.policy.artefact import OnnxRouter
 from fairlead.policy.packaged import policy_path
 
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "ppo": {"actor_learning_rate": {"kind": "linear", "start": 3e-4, "end": 3e-5}},
+    "ppo": {
+        "iterations": 40,
+        "actor_learning_rate": {"kind": "linear", "start": 3e-4, "end": 3e-5},
+    },
 }
-"""Steps of the size that a fresh network needs undo what the policy knows before they teach anything."""
+"""Steps of the size that a fresh network needs undo what the policy knows before they teach anything, and
+there is less to learn."""
 
 _IMITATION = ("imitation", "teacher", "teachers")
 
