@@ -107,6 +107,7 @@ def test_a_trained_policy_is_fine_tuned_and_settings_come_from_toml(fairlead, tm
         *("--iterations", "1", "--favor", "0.5", "--device", "cpu", "--out", str(tmp_path / "second")),
     )
     assert second.code == 0, second.err
+    assert "with the policy that it started from" in second.err
     config = json.loads((tmp_path / "second" / "config.json").read_text(encoding="utf-8"))
     assert config["network"]["hidden"] == 16  # that of the policy
     assert (config["imitation"], config["environment"]["favor"]) == (None, [0.5, 0.5])
