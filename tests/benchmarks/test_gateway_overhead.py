@@ -1,31 +1,21 @@
 """The benchmark of what a gateway adds: its arithmetic, and ours alone in small."""
 
-import importlib.util
 import json
 import math
 import subprocess
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
+from tests.benchmarks import scripts
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gateway_overhead.py"
 KINDS = ("json", "json-16k", "sse")
 OURS, HEURISTIC, COPY = "ours (network)", "ours (least_work)", "copy"
 
 
 @pytest.fixture(scope="module")
 def overhead() -> ModuleType:
-    sys.path.insert(0, str(SCRIPT.parent))  # it imports its neighbours, as a script does
-    try:
-        found = importlib.util.spec_from_file_location("gateway_overhead", SCRIPT)
-        assert found is not None and found.loader is not None
-        module = importlib.util.module_from_spec(found)
-        found.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(SCRIPT.parent))
-    return module
+    return scripts.load("gateway_overhead")
 
 
 def test_every_round_begins_with_another_gateway(overhead):
@@ -63,7 +53,7 @@ def test_the_summary_takes_medians_and_compares_ours_with_each_other(overhead):
 def test_ours_are_measured_in_turns(tmp_path):
     out = tmp_path / "overhead.json"
     options = ["--peers", "", "--policy", "fairlead/generalist", "--rounds", "2", "--seconds", "0.05"]
-    command = [sys.executable, str(SCRIPT), *options, "--json", str(out)]
+    command = [sys.executable, str(scripts.FOLDER / "gateway_overhead.py"), *options, "--json", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())

@@ -1,26 +1,18 @@
 """The comparison of gateways: what is said of runs, and ours alone in small."""
 
-import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gateways.py"
+from tests.benchmarks import scripts
 
 
 @pytest.fixture(scope="module")
 def gateways() -> ModuleType:
-    found = importlib.util.spec_from_file_location("gateways", SCRIPT)
-    assert found is not None and found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.modules["gateways"] = module  # its dataclasses look for it
-    found.loader.exec_module(module)
-    return module
+    return scripts.load("gateways")
 
 
 def row(gateway: str, policy: str, seed: int, e2e: float, ttft: float = 1.0) -> dict[str, Any]:
@@ -69,7 +61,7 @@ def test_ours_alone_in_small_and_what_is_there_is_not_repeated(tmp_path):
     options += ["--json", str(tmp_path / "found.json"), "--environments", str(tmp_path / "environments")]
     said = []
     for ours in (["least_work"], ["least_work", "fairlead/generalist"]):
-        command = [sys.executable, str(SCRIPT), *options, "--ours", *ours]
+        command = [sys.executable, str(scripts.FOLDER / "gateways.py"), *options, "--ours", *ours]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=800)
         assert done.returncode == 0, done.stderr
         said.append(done.stderr)

@@ -1,0 +1,111 @@
+"""The benchmark that fine-tunes on each scenario by itself, in small: what it leaves can be measured."""
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from tests.benchmarks import scripts
+
+from benchmarks import routing_quality
+from fairlead.errors import FairleadError
+from fairlead.policy.artefact import OnnxRouter
+from fairlead.policy.export import export_onnx
+from fairlead.policy.network import RouterNetwork
+
+SMALL = (
+    "environment.num_envs=4",
+    "environment.group=2",
+    "ppo.iterations=1",
+    "ppo.rollout_steps=16",
+    "ppo.critic_warmup_iterations=1",
+    "validation.favors=[0.5]",
+    "validation.seeds=1",
+    "validation.requests=100",
+)
+
+
+@pytest.fixture(scope="module")
+def fine_tuning() -> ModuleType:
+    return scripts.load("fine_tuning")
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Path:
+    path = tmp_path / "start.onnx"
+    export_onnx(RouterNetwork(hidden=8, seed=0), path, config={"network": {"hidden": 8}}, training={})
+    return path
+
+
+def test_a_policy_for_each_scenario_is_trained_and_measured(
+    fine_tuning, start, tmp_path, monkeypatch, capsys
+):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(
+        "replicas: [{device: a100-80g, count: 2}]\nloads: [0.5]\n"
+        "workload:\n  arrivals: {kind: poisson}\n  lengths: {kind: fixed, prompt: 50, output: 9}\n"
+    )
+    names, out = f"{mine},uniform-lengths", tmp_path / "out"
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            *(
+                "fine_tuning.py",
+                "--scenarios",
+                names,
+                "--policy",
+                str(start),
+                "--out",
+                str(out),
+                "--jobs",
+                "1",
+            ),
+            *(part for assignment in SMALL for part in ("--set", assignment)),
+        ],
+    )
+    fine_tuning.main()
+    told = capsys.readouterr().err
+    for name in ("mine", "uniform-lengths"):
+        assert f"policies/{name}: " in told and "before, " in told
+        config = OnnxRouter(out / "policies" / f"{name}.onnx").metadata.config
+        assert (config["start_from"], config["network"]["hidden"], config["imitation"]) == (
+            str(start),
+            8,
+            None,
+        )
+        assert config["ppo"]["actor_learning_rate"]["start"] == 0.0003
+    kept = (out / "policies" / "mine.onnx").read_bytes()
+    fine_tuning.main()  # nothing is trained again
+    assert (out / "policies" / "mine.onnx").read_bytes() == kept
+
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            *(
+                "routing_quality.py",
+                "--scenarios",
+                names,
+                "--policies",
+                str(out / "policies"),
+                "--dials",
+                "0.5",
+            ),
+            *("--seeds", "2", "--requests", "60", "--no-lookahead", "--jobs", "1"),
+            *("--out", str(tmp_path / "quality"), "--json"),
+        ],
+    )
+    routing_quality.main()
+    found = json.loads(capsys.readouterr().out)
+    assert [each["scenario"] for each in found["scenarios"]] == ["mine", "uniform-lengths"]
+
+
+def test_what_cannot_be_trained_is_an_error(fine_tuning, start):
+    with pytest.raises(FairleadError, match="clipp"):
+        fine_tuning.trainings("chat-equal", str(start), ["ppo.clipp=1"])
+    with pytest.raises(FairleadError, match="chat-equal"):
+        fine_tuning.trainings("chat-equl", str(start), [])
+    names = [each.name for each in fine_tuning.trainings("drawn~3..5,chat-equal", str(start), [])]
+    assert names == [f"policies/{name}" for name in ("drawn~3", "drawn~4", "drawn~5", "chat-equal")]
