@@ -174,7 +174,7 @@ class PromptCounter:
         self._files = {model: TokenizerFile(path) for model, path in settings.tokenizers.items()}
         self._thread = ThreadPoolExecutor(1, "tokenizer") if self._files else None
         self._known = Remembered(_MEMORY)
-        self._under_way: dict[asyncio.Future[Any], float] = {}  # since when, the oldest first
+        self._under_way: dict[asyncio.Future[Any], bool] = {}  # whether it is late, the oldest first
         self._said_at = float("-inf")
         self.outcomes = dict.fromkeys(OUTCOMES, 0)
         """How many prompts, by what became of them."""
@@ -203,7 +203,7 @@ class PromptCounter:
             self.outcomes["remembered"] += 1
             request.prompt_counted(work)
             return True
-        self._under_way[work] = monotonic()
+        self._under_way[work] = False
         loop = asyncio.get_running_loop()
         waiting = True
 
@@ -225,16 +225,18 @@ class PromptCounter:
             else:
                 settle("counted", future.result())
 
-        timer = loop.call_later(self._settings.count_within, settle, "late", None)
+        def late() -> None:
+            self._under_way[work] = True
+            settle("late", None)
+
+        timer = loop.call_later(self._settings.count_within, late)
         work.add_done_callback(done)
         return True
 
     def _busy(self) -> bool:
         """Whether another prompt would not be counted in time anyway: then nothing waits for it."""
-        if self._thread is None or not self._under_way:
-            return len(self._under_way) >= _AT_ONCE
-        oldest = next(iter(self._under_way.values()))
-        return monotonic() - oldest > self._settings.count_within or len(self._under_way) >= _AT_ONCE
+        held_up = self._thread is not None and next(iter(self._under_way.values()), False)
+        return held_up or len(self._under_way) >= _AT_ONCE
 
     def _say(self, error: BaseException) -> None:
         """One event a minute: each failure is in the metrics."""
