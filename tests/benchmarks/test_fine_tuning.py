@@ -75,7 +75,7 @@ def test_a_policy_for_each_scenario_is_trained_and_measured(
             8,
             None,
         )
-        assert config["ppo"]["actor_learning_rate"]["start"] == 0.0003
+        assert config["ppo"]["rollout_steps"] == 16
     kept = (out / "policies" / "mine.onnx").read_bytes()
     fine_tuning.main()  # nothing is trained again
     assert (out / "policies" / "mine.onnx").read_bytes() == kept

@@ -184,8 +184,7 @@ class TrainConfig(Section):
     """Whether lookahead sees the simulator's true state while it labels; the student never does."""
     start_from: str | None = None
     """A policy whose actor the run starts from: `fairlead/generalist`, or an exported one (.onnx). Then there
-    is no imitation unless that or a teacher is set, `ppo.iterations` is 40, and `ppo.actor_learning_rate`
-    falls from 0.0003 to 0.00003."""
+    is no imitation unless that or a teacher is set."""
     live: LiveConfig | None = None
     """Training on live servers instead of simulated ones; set by `--backend`."""
     validation: ValidationConfig = ValidationConfig()

@@ -5,15 +5,6 @@ from typing import Any
 from fairlead.policy.artefact import OnnxRouter
 from fairlead.policy.packaged import policy_path
 
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "ppo": {
-        "iterations": 40,
-        "actor_learning_rate": {"kind": "linear", "start": 3e-4, "end": 3e-5},
-    },
-}
-"""Steps of the size that a fresh network needs undo what the policy knows before they teach anything, and
-there is less to learn."""
-
 _IMITATION = ("imitation", "teacher", "teachers")
 
 
@@ -43,14 +34,13 @@ def with_network(settings: dict[str, Any]) -> dict[str, Any]:
 def with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
     """`settings` with what fine-tuning takes for what they leave out; unchanged if it is none.
 
-    Nobody is imitated unless that or a teacher is named, and PPO takes smaller steps. The teacher
-    `counterfactual` has noisy prices: no soft labels (`imitation.soft_labels`).
+    Nobody is imitated unless that or a teacher is named. The teacher `counterfactual` has noisy prices: no
+    soft labels (`imitation.soft_labels`).
     """
     if settings.get("start_from") is None:
         return settings
-    merged = filled(settings, DEFAULTS)
-    if not any(key in merged for key in _IMITATION):
-        merged["imitation"] = None
-    elif merged.get("teacher") == "counterfactual":
-        return filled(merged, {"imitation": {"soft_labels": 0.0}})
-    return merged
+    if not any(key in settings for key in _IMITATION):
+        return {**settings, "imitation": None}
+    if settings.get("teacher") == "counterfactual":
+        return filled(settings, {"imitation": {"soft_labels": 0.0}})
+    return settings
