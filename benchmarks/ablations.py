@@ -18,7 +18,6 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from pydantic import ValidationError
 
 from fairlead import FairleadError, __version__
 from fairlead.bench.ablation import ABLATIONS, BASE, Effect, effect
@@ -27,8 +26,7 @@ from fairlead.cli.options import load_list, read_settings, scenario_list
 from fairlead.evaluate.contest import Contest
 from fairlead.evaluate.quality import Plan, check, measure
 from fairlead.evaluate.quality_page import shown
-from fairlead.section import first_problem
-from fairlead.train.config import TrainConfig
+from fairlead.train.config import TrainConfig, checked
 from fairlead.view.preference import DEFAULT_FAVOR
 from fairlead.workload.scenario import Scenario
 
@@ -49,10 +47,7 @@ def config_of(variant: str, seed: int, common: list[str]) -> TrainConfig:
     """
     changes = ABLATIONS[variant] if variant != BASE else {}
     own = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
-    try:
-        return TrainConfig.model_validate(read_settings(None, [*common, *own, f"seed={seed}"]))
-    except ValidationError as error:
-        raise first_problem(error, f"the settings of {variant}") from None
+    return checked(read_settings(None, [*common, *own, f"seed={seed}"]), f"the settings of {variant}")
 
 
 def train_all(

@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from generalist import Training, run_stage, say
-from pydantic import ValidationError
 
 from fairlead import FairleadError
 from fairlead.cli.options import read_settings, scenario_list
 from fairlead.policy.packaged import GENERALIST
-from fairlead.section import first_problem
 from fairlead.simulator.capacity import capacity_rps
 from fairlead.train import fine_tuning
-from fairlead.train.config import TrainConfig
+from fairlead.train.config import checked
 from fairlead.workload.scenario import Scenario
 
 
@@ -33,11 +31,7 @@ def trainings(names: str, policy: str, assignments: list[str]) -> list[Training]
         FairleadError: for scenarios, settings or a policy that cannot be used.
     """
     settings: dict[str, Any] = {"threads": 1, **read_settings(None, assignments), "start_from": policy}
-    settings = fine_tuning.with_defaults(fine_tuning.with_network(settings))
-    try:
-        config = TrainConfig.model_validate(settings)
-    except ValidationError as error:
-        raise first_problem(error, "training settings") from None
+    config = checked(fine_tuning.with_defaults(fine_tuning.with_network(settings)))
     return [
         Training(f"policies/{found.name}", config, [text])
         for given in names.split(",")

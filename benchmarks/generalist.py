@@ -34,8 +34,7 @@ from fairlead.cli.options import read_settings, scenario_list
 from fairlead.policy.artefact import OnnxRouter
 from fairlead.policy.averaging import average
 from fairlead.policy.packaged import DIRECTORY
-from fairlead.section import first_problem
-from fairlead.train.config import TrainConfig
+from fairlead.train.config import TrainConfig, checked
 from fairlead.train.run import train
 from fairlead.train.trainer import TrainResult
 
@@ -143,18 +142,12 @@ def _config(
     options: argparse.Namespace, name: str, content: dict[str, Any], policies: dict[str, str]
 ) -> TrainConfig:
     """Checked, with the files of the policies that it names."""
-    from pydantic import ValidationError
-
     named: dict[str, Any] = {
         key: policies.get(content[key], content[key]) for key in ("start_from", "teacher") if key in content
     }
     teachers = {scenario: policies.get(who, who) for scenario, who in content.get("teachers", {}).items()}
-    try:
-        return TrainConfig.model_validate(
-            read_settings(None, options.set, {**content, **named, "teachers": teachers})
-        )
-    except ValidationError as error:
-        raise first_problem(error, f"{options.config}, stage {name}") from None
+    given = read_settings(None, options.set, {**content, **named, "teachers": teachers})
+    return checked(given, f"{options.config}, stage {name}")
 
 
 def record(results: dict[str, TrainResult], scenarios: list[str]) -> dict[str, Any]:

@@ -47,56 +47,24 @@ def test_a_policy_for_each_scenario_is_trained_and_measured(
         "workload:\n  arrivals: {kind: poisson}\n  lengths: {kind: fixed, prompt: 50, output: 9}\n"
     )
     names, out = f"{mine},uniform-lengths", tmp_path / "out"
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        [
-            *(
-                "fine_tuning.py",
-                "--scenarios",
-                names,
-                "--policy",
-                str(start),
-                "--out",
-                str(out),
-                "--jobs",
-                "1",
-            ),
-            *(part for assignment in SMALL for part in ("--set", assignment)),
-        ],
-    )
+    asked = f"fine_tuning.py --scenarios {names} --policy {start} --out {out} --jobs 1"
+    asked += "".join(f" --set {assignment}" for assignment in SMALL)
+    monkeypatch.setattr(sys, "argv", asked.split())
     fine_tuning.main()
     told = capsys.readouterr().err
     for name in ("mine", "uniform-lengths"):
         assert f"policies/{name}: " in told and "before, " in told
         config = OnnxRouter(out / "policies" / f"{name}.onnx").metadata.config
-        assert (config["start_from"], config["network"]["hidden"], config["imitation"]) == (
-            str(start),
-            8,
-            None,
-        )
+        assert (config["start_from"], config["imitation"]) == (str(start), None)
+        assert config["network"]["hidden"] == 8
         assert config["ppo"]["rollout_steps"] == 16
     kept = (out / "policies" / "mine.onnx").read_bytes()
-    fine_tuning.main()  # nothing is trained again
+    fine_tuning.main()  # goes on where it ended: a folder that is in use is never begun anew
     assert (out / "policies" / "mine.onnx").read_bytes() == kept
 
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        [
-            *(
-                "routing_quality.py",
-                "--scenarios",
-                names,
-                "--policies",
-                str(out / "policies"),
-                "--dials",
-                "0.5",
-            ),
-            *("--seeds", "2", "--requests", "60", "--no-lookahead", "--jobs", "1"),
-            *("--out", str(tmp_path / "quality"), "--json"),
-        ],
-    )
+    asked = f"routing_quality.py --scenarios {names} --policies {out / 'policies'} --dials 0.5 --seeds 2"
+    asked += f" --requests 60 --no-lookahead --jobs 1 --out {tmp_path / 'quality'} --json"
+    monkeypatch.setattr(sys, "argv", asked.split())
     routing_quality.main()
     found = json.loads(capsys.readouterr().out)
     assert [each["scenario"] for each in found["scenarios"]] == ["mine", "uniform-lengths"]

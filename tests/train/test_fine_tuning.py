@@ -51,10 +51,11 @@ def test_the_network_is_the_policys_unless_it_is_described(tmp_path: Path):
     path = tmp_path / "a.onnx"
     export_onnx(RouterNetwork(hidden=16, seed=0), path, config={"network": {"hidden": 16}}, training={})
     assert with_network({"start_from": str(path)})["network"] == {"hidden": 16}
-    described = {"start_from": "none.onnx", "network": {"hidden": 8}}
+    described = {"start_from": str(path), "network": {"hidden": 8}}
     assert with_network(described) == described
-    with pytest.raises(FairleadError, match=r"none\.onnx"):
-        with_network({"start_from": "none.onnx"})
+    for settings in ({"start_from": "none.onnx"}, {**described, "start_from": "none.onnx"}):
+        with pytest.raises(FairleadError, match=r"none\.onnx"):
+            with_network(settings)
 
 
 @pytest.mark.slow

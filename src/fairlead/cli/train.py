@@ -244,15 +244,9 @@ def _favor_range(text: str) -> list[float]:
 
 def _validated(settings: dict[str, Any], from_scratch: bool) -> "TrainConfig":
     """The settings as training takes them, or the first thing that is wrong with them."""
-    from pydantic import ValidationError
+    from fairlead.train.config import checked
 
-    from fairlead.section import first_problem
-    from fairlead.train.config import TrainConfig
-
-    try:
-        config = TrainConfig.model_validate(settings)
-    except ValidationError as error:
-        raise first_problem(error, "training settings") from None
+    config = checked(settings)
     return config.from_scratch() if from_scratch else config
 
 

@@ -1,13 +1,13 @@
 """Every setting of training, documented in place. Progress runs from 0 to 1 over the PPO iterations."""
 
 import hashlib
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from fairlead.env.reward_config import RewardConfig, SafetyConfig, SojournReward
 from fairlead.errors import FairleadError
-from fairlead.section import Section, invalid
+from fairlead.section import Section, first_problem, invalid
 from fairlead.train.curriculum import Stage, check_stages
 from fairlead.train.live_config import LiveConfig
 from fairlead.train.ppo_config import PPOConfig
@@ -295,3 +295,15 @@ __all__ = [
     "TrainConfig",
     "ValidationConfig",
 ]
+
+
+def checked(settings: dict[str, Any], where: str = "training settings") -> TrainConfig:
+    """`settings` as training takes them.
+
+    Raises:
+        FairleadError: with the first thing that is wrong with them; `where` says what they are.
+    """
+    try:
+        return TrainConfig.model_validate(settings)
+    except ValidationError as error:
+        raise first_problem(error, where) from None

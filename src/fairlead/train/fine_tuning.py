@@ -25,10 +25,10 @@ def with_network(settings: dict[str, Any]) -> dict[str, Any]:
         FairleadError: if the policy cannot be used.
     """
     start = settings.get("start_from")
-    if start is None or "network" in settings:
+    if start is None:
         return settings
     policy = OnnxRouter(policy_path(str(start)))
-    return {**settings, "network": policy.metadata.config.get("network", {})}
+    return {"network": policy.metadata.config.get("network", {}), **settings}
 
 
 def with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
