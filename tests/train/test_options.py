@@ -82,18 +82,56 @@ def test_cloning_goes_on_in_ppo_with_its_own_weight() -> None:
         agreement[weight] = float((regrets.gather(1, choices[:, None]) == 0).float().mean())
         assert (metrics["cloning_loss"] > 0) == (weight > 0)
     assert agreement[1.0] > 0.9 > agreement[0.0]
+    net = RouterNetwork(3, hidden=16, attention=8, available=None)
+    before = copy.deepcopy(net.trunk.state_dict())
+    warming_up = KNOBS._replace(cloning=1.0, train_actor=False)
+    shown = [(batch.observations, regrets)]
+    metrics = ppo.update(
+        net, ppo.make_optimiser(net), [batch], PPOConfig(), warming_up, np.random.default_rng(0), shown
+    )
+    assert metrics["cloning_loss"] == 0.0, "while the critic warms up nothing is cloned"
+    torch.testing.assert_close(net.trunk.state_dict(), before)
 
 
-def test_a_joint_loss_is_the_mean_over_all_decisions_whatever_the_sizes() -> None:
+def gradients(net: RouterNetwork) -> list[torch.Tensor]:
+    return [p.grad.clone() for p in net.parameters() if p.grad is not None]
+
+
+def test_a_joint_gradient_is_that_of_the_mean_over_all_decisions_whatever_the_sizes() -> None:
     net = network()
     small, large = random_batch(30, replicas=2), random_batch(70, replicas=5, seed=1)
     config = PPOConfig()
-    both = ppo.joint_loss(net, [small, large], config, KNOBS)
+    both = ppo.joint_gradient(net, [small, large], config, KNOBS)
+    found = gradients(net)
     apart = [ppo.minibatch_loss(net, batch, config, KNOBS) for batch in (small, large)]
     torch.testing.assert_close(both.loss, 0.3 * apart[0].loss + 0.7 * apart[1].loss)
     assert both.policy_loss.item() == pytest.approx(
         (0.3 * apart[0].policy_loss + 0.7 * apart[1].policy_loss).item()
     )
+    net.zero_grad()
+    torch.autograd.backward(0.3 * apart[0].loss + 0.7 * apart[1].loss)
+    torch.testing.assert_close(found, gradients(net))
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"value_clip": 0.1, "kl_control": "penalty"}, {"entropy_floor": 1.0}]
+)
+def test_a_minibatch_in_pieces_has_the_gradient_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, object]
+) -> None:
+    """The last piece is a smaller one; clusters that are compared with each other stay together."""
+    net, config, group = network(), PPOConfig.model_validate(settings), 4
+    batch = random_batch(60, replicas=3)
+    spreads = torch.rand(60 // group, 1, 2).repeat_interleave(group, 0).flatten(0, 1) + 0.5
+    batch = batch._replace(spreads=spreads, group=group)
+    whole = ppo.joint_gradient(net, [batch], config, KNOBS)
+    expected = gradients(net)
+    net.zero_grad()
+    monkeypatch.setattr(ppo, "AT_ONCE", 3 * 10)
+    sizes = [len(piece.actions) for piece in ppo.pieces(batch, config)]
+    assert sizes == ([60] if config.entropy_floor else [8, 8, 8, 8, 8, 8, 8, 4])
+    torch.testing.assert_close(ppo.joint_gradient(net, [batch], config, KNOBS), whole)
+    torch.testing.assert_close(gradients(net), expected)
 
 
 def test_joint_minibatches_cover_every_part_once() -> None:

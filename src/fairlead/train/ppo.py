@@ -23,6 +23,10 @@ from fairlead.train.ppo_config import PPOConfig
 from fairlead.train.profiler import Profiler
 from fairlead.train.rollout import ActorCritic, Env, Observation, Rollout, collect
 
+AT_ONCE = 4096
+"""Replicas (of all decisions) that go through the network at once where it learns on the CPU: what lies
+between its layers then stays in the processor's cache. Gradients add up to those of the whole minibatch."""
+
 
 @dataclass
 class Part:
@@ -68,6 +72,10 @@ class Batch(NamedTuple):
     def take(self, indices: Tensor) -> "Batch":
         """The decisions (or sequences) at `indices`: whole groups."""
         return self._each(lambda tensor: tensor[indices])
+
+    def part(self, start: int, end: int) -> "Batch":
+        """The decisions (or sequences) from `start` to before `end`, without a copy: whole groups."""
+        return self._each(lambda tensor: tensor[start:end])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         return Batch(*(change(field) if isinstance(field, Tensor) else field for field in self))  # type: ignore[arg-type]
@@ -231,11 +239,10 @@ def update(
     for epoch in range(config.epochs):
         for indices in joint_minibatches(counts, size, random, batches[0].group):
             minibatch = [b.take(i) for b, i in zip(batches, indices, strict=True) if len(i)]
-            terms = joint_loss(network, minibatch, config, knobs)
-            if cloning:
-                terms = _add_cloning(network, terms, cloning, config, knobs, random)
             optimiser.zero_grad(set_to_none=True)
-            torch.autograd.backward(terms.loss)
+            terms = joint_gradient(network, minibatch, config, knobs)
+            if cloning and knobs.train_actor:
+                terms = _add_cloning(network, terms, cloning, config, knobs, random)
             norm = nn.utils.clip_grad_norm_(trained, config.max_gradient_norm)
             history.append([each.item() for each in (*terms, norm)])
             _check_finite(history[-1], epoch, len(history), network, minibatch)
@@ -245,15 +252,37 @@ def update(
     return _means(history)
 
 
-def joint_loss(network: ActorCritic, batches: Sequence[Batch], config: PPOConfig, knobs: Knobs) -> Terms:
-    """The mean over the decisions of all parts."""
-    if len(batches) == 1:
-        return minibatch_loss(network, batches[0], config, knobs)
+def joint_gradient(network: ActorCritic, batches: Sequence[Batch], config: PPOConfig, knobs: Knobs) -> Terms:
+    """Add the gradient of the mean loss over the decisions of all parts to the network's.
+
+    Returns:
+        The means of the loss and its parts, without gradients.
+    """
     total = sum(len(batch.actions) for batch in batches)
-    found = [minibatch_loss(network, batch, config, knobs) for batch in batches]
-    shares = [len(batch.actions) / total for batch in batches]
-    weighted = [[share * term for term in terms] for share, terms in zip(shares, found, strict=True)]
-    return Terms(*(torch.stack(each).sum() for each in zip(*weighted, strict=True)))
+    means = torch.zeros(len(Terms._fields))
+    for batch in batches:
+        for piece in pieces(batch, config):
+            share = len(piece.actions) / total
+            terms = minibatch_loss(network, piece, config, knobs)
+            torch.autograd.backward(terms.loss * share)
+            means += share * torch.stack([term.detach().cpu() for term in terms])
+    return Terms(*means)
+
+
+def pieces(batch: Batch, config: PPOConfig) -> list[Batch]:
+    """A minibatch in pieces of about `AT_ONCE` replicas: whole groups, the mean of whose losses is its loss.
+
+    It stays whole where that would not be so, as an entropy floor is one of the whole minibatch, and on a
+    device that is the faster the more it is given.
+    """
+    if config.entropy_floor is not None or batch.actions.device.type != "cpu":
+        return [batch]
+    rows = batch.observations[0, ..., 0].numel()
+    size = max(1, AT_ONCE // rows // batch.group) * batch.group
+    count = len(batch.actions)
+    if count <= size:
+        return [batch]
+    return [batch.part(start, start + size) for start in range(0, count, size)]
 
 
 def minibatch_loss(network: ActorCritic, batch: Batch, config: PPOConfig, knobs: Knobs) -> Terms:
@@ -335,7 +364,7 @@ def _add_cloning(
     knobs: Knobs,
     random: np.random.Generator,
 ) -> Terms:
-    """The loss of imitation on some demonstrations of each part, with its fading weight."""
+    """Add the imitation loss of some demonstrations of each part, by its fading weight, and its gradient."""
     found = []
     for observations, labels in cloning:
         count = min(len(labels), max(1, config.cloning_minibatch // len(cloning)))
@@ -343,6 +372,8 @@ def _add_cloning(
         log_probs = torch.log_softmax(network.logits(observations[chosen]), -1)
         found.append(losses.imitation(log_probs, labels[chosen]))
     loss = torch.stack(found).mean()
+    torch.autograd.backward(knobs.cloning * loss)
+    loss = loss.detach()
     return terms._replace(loss=terms.loss + knobs.cloning * loss, cloning_loss=loss)
 
 
