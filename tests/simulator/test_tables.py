@@ -13,6 +13,7 @@ from fairlead.errors import FairleadError
 from fairlead.simulator.batch_time import Batch, batch_time, decode_times, pack
 from fairlead.simulator.cluster import Clusters
 from fairlead.simulator.fleet import build_fleet, custom_fleet
+from fairlead.simulator.reference import simulate
 from fairlead.simulator.reference_timing import Scheduled, batch_seconds
 from fairlead.simulator.state import State, new_state
 from fairlead.simulator.tables import Limits, OperatorTables, StepTable, TimingModel
@@ -173,8 +174,10 @@ def test_cached_prompts_that_lead_beyond_the_table_are_told_of(recent, together)
             clusters.route(np.zeros(1, np.int64))
         clusters.drain()
 
+    nowhere_else = np.zeros(len(arrival), np.int64)
     if together == 1:
         run()
+        assert simulate(made, requests, nowhere_else).cached_tokens.tolist() == [0, 3984]
         cached = clusters.outcomes(0).cached_tokens
         assert cached is not None and cached.tolist() == [0, 3984]
     else:
@@ -182,6 +185,8 @@ def test_cached_prompts_that_lead_beyond_the_table_are_told_of(recent, together)
             run()
         clusters.load([requests], seed=0)
         assert not clusters.state.replicas["beyond_table"].any()
+        with pytest.raises(FairleadError, match="prefill_s has too few rows"):
+            simulate(made, requests, nowhere_else)
 
 
 def test_replicas_share_one_copy_of_a_table():

@@ -23,7 +23,7 @@ from fairlead.simulator.outcomes import Outcomes
 from fairlead.simulator.scheduler_vidur_v1 import AHEAD
 from fairlead.simulator.schedulers import VIDUR_V1
 from fairlead.simulator.state import NONE, clear, new_state, no_events, no_homes
-from fairlead.simulator.tables import Limits, OperatorTables, StepTable
+from fairlead.simulator.tables import TOO_FEW_ROWS, Limits, OperatorTables, StepTable
 from fairlead.view.prefixes import MOST
 from fairlead.view.schema import NUM_REPLICA_COLUMNS, NUM_REQUEST_COLUMNS, View
 from fairlead.workload.faults import Faults
@@ -187,9 +187,7 @@ class Clusters:
         if self._tables and self.state.replicas["beyond_table"].any():
             k = int(np.argmax(self.state.replicas["beyond_table"]))
             raise FairleadError(
-                f"the table prefill_s of replica {k % self.R} of cluster {k // self.R} has too few rows: the "
-                "prompts of one iteration had more cached tokens, together, than it reaches to. Extend the "
-                "table, lower max_num_seqs, or turn prefix_caching off"
+                f"the table prefill_s of replica {k % self.R} of cluster {k // self.R} {TOO_FEW_ROWS}"
             )
 
     def _load_faults(self, faults: Sequence[Faults | None]) -> None:

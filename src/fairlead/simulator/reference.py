@@ -305,7 +305,7 @@ def simulate(
 
     Raises:
         FairleadError: if a request does not fit into the KV cache of some replica, or is sent to a
-            replica that does not exist or is not available.
+            replica that does not exist or is not available, or a table ends before a batch does.
     """
     if isinstance(replicas, Fleet):
         scrape_interval_s, max_tokens = replicas.scrape_interval_s, replicas.max_tokens

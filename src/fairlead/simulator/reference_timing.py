@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from fairlead.simulator.tables import OperatorTables, StepTable, TimingModel
+from fairlead.errors import FairleadError
+from fairlead.simulator.tables import TOO_FEW_ROWS, OperatorTables, StepTable, TimingModel
 from fairlead.simulator.timing import Coefficients
 
 
@@ -18,7 +19,11 @@ class Scheduled(NamedTuple):
 
 
 def batch_seconds(model: TimingModel, batch: Sequence[Scheduled]) -> float:
-    """Duration of an iteration, s."""
+    """Duration of an iteration, s.
+
+    Raises:
+        FairleadError: if a table has no time for it.
+    """
     decodes = [entry.computed + 1 for entry in batch if entry.decoding]
     prefills = [entry for entry in batch if not entry.decoding]
     tokens = sum(entry.chunk for entry in batch)
@@ -57,6 +62,8 @@ def operator_time(
             behind = sum(math.ceil(p.computed / 64) for p in prefills)
         else:
             behind = math.ceil(sum(p.computed for p in prefills) / 64)
+        if behind >= len(model.prefill_s):
+            raise FairleadError(f"the table prefill_s {TOO_FEW_ROWS}")
         attention = model.prefill_s[behind, math.ceil(chunk / model.chunk_step) - 1]
         seconds += float(attention) * (model.prefill_overhead if len(prefills) > 1 else 1.0)
     return seconds

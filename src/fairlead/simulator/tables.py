@@ -1,7 +1,8 @@
 """Iteration times looked up in tables: what a replica may use instead of analytic coefficients.
 
 Both classes are plain, validated facts; `batch_time` packs them for compiled code and looks them up.
-Nothing is extrapolated: a run that could leave a table is refused before it starts (`Limits`).
+Nothing is extrapolated: a run that could leave a table is refused before it starts (`Limits`), or ends with
+an error (`TOO_FEW_ROWS`).
 """
 
 from dataclasses import dataclass, replace
@@ -16,6 +17,11 @@ from fairlead.simulator.timing import Coefficients
 KV_BUCKET = 64
 """Contexts are rounded up to a multiple of this many tokens before an operator's time is looked up."""
 
+TOO_FEW_ROWS = (
+    "has too few rows: the prompts of one iteration had more cached tokens, together, than it reaches to. "
+    "Extend the table, lower max_num_seqs, or turn prefix_caching off"
+)
+"""What is wrong with a `prefill_s` that a run has left, which shows only as it runs."""
 
 _ENDLESS = 2**31
 
