@@ -18,7 +18,6 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-
 from fairlead import FairleadError, __version__
 from fairlead.bench.ablation import ABLATIONS, BASE, Effect, effect
 from fairlead.bench.runs import Trained, train_once

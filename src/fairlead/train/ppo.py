@@ -24,8 +24,8 @@ from fairlead.train.profiler import Profiler
 from fairlead.train.rollout import ActorCritic, Env, Observation, Rollout, collect
 
 AT_ONCE = 4096
-"""Replicas (of all decisions) that go through the network at once where it learns on the CPU: what lies
-between its layers then stays in the processor's cache. Gradients add up to those of the whole minibatch."""
+"""Replicas (of all decisions) that go through the network at once where it learns on the CPU: that takes
+less time than all at once (docs/experiments.md). Gradients add up to those of the whole minibatch."""
 
 
 @dataclass
@@ -69,13 +69,9 @@ class Batch(NamedTuple):
         """The same on another device."""
         return self if device == "cpu" else self._each(lambda tensor: tensor.to(device))
 
-    def take(self, indices: Tensor) -> "Batch":
+    def take(self, indices: Tensor | slice) -> "Batch":
         """The decisions (or sequences) at `indices`: whole groups."""
         return self._each(lambda tensor: tensor[indices])
-
-    def part(self, start: int, end: int) -> "Batch":
-        """The decisions (or sequences) from `start` to before `end`, without a copy: whole groups."""
-        return self._each(lambda tensor: tensor[start:end])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         return Batch(*(change(field) if isinstance(field, Tensor) else field for field in self))  # type: ignore[arg-type]
@@ -279,10 +275,7 @@ def pieces(batch: Batch, config: PPOConfig) -> list[Batch]:
         return [batch]
     rows = batch.observations[0, ..., 0].numel()
     size = max(1, AT_ONCE // rows // batch.group) * batch.group
-    count = len(batch.actions)
-    if count <= size:
-        return [batch]
-    return [batch.part(start, start + size) for start in range(0, count, size)]
+    return [batch.take(slice(start, start + size)) for start in range(0, len(batch.actions), size)]
 
 
 def minibatch_loss(network: ActorCritic, batch: Batch, config: PPOConfig, knobs: Knobs) -> Terms:
