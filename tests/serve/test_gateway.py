@@ -452,6 +452,7 @@ def test_own_paths(play):
         assert (await world.ask("/health")).json == {"status": "ok"}
         assert (await world.ask("/ready")).status == 200
         assert b"fairlead_backend_state" in (await world.ask("/metrics")).body
+        assert b"fairlead_backend_pace" in (await world.ask("/metrics")).body
         assert (await world.ask("/nothing")).status == 404
         assert (await world.ask("/v1/../metrics")).status == 400
         assert (await world.ask("/v1/%2e%2e/metrics")).status == 400

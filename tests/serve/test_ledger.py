@@ -96,6 +96,77 @@ def test_an_answer_that_is_not_streamed_is_taken_to_decode_after_a_while():
     assert late[schema.IN_FLIGHT] == 1
 
 
+def stream(ledger: Ledger, row: int, gap: float, tokens: int, at_a_time: int = 1) -> Entry:
+    """A stream of `tokens` tokens, `gap` s apart."""
+    entry = ledger.routed(row, 100, 0.0, STREAM)
+    for i in range(0, tokens, at_a_time):
+        ledger.streamed(entry, at_a_time, (i + at_a_time) * gap)
+    return entry
+
+
+def test_a_slower_backend_is_found_and_shown_so():
+    ledger = Ledger(0.0)
+    rows = [ledger.add(**STATIC) for _ in range(2)]
+    for row, gap in zip(rows, (0.01, 0.025), strict=True):
+        stream(ledger, row, gap, 400)
+    view = seen(ledger, rows, 10.0)
+    assert view[0, schema.SPEED] == STATIC["speed"]
+    assert view[1, schema.SPEED] == pytest.approx(0.4, rel=0.02)
+    assert view[1, schema.PREFILL_TOKENS_PER_S] == pytest.approx(4000.0, rel=0.02)
+    assert view[1, schema.DECODE_ITERATION_S] == pytest.approx(0.025, rel=0.02)
+    assert ledger.rows[rows[1], schema.SPEED] == STATIC["speed"]  # what was declared is kept
+    ledger.forget_pace(rows[1])
+    assert seen(ledger, rows, 10.0)[1, schema.SPEED] == STATIC["speed"]
+
+
+def test_only_the_backends_that_can_be_chosen_are_compared():
+    ledger = Ledger(0.0)
+    rows = [ledger.add(**STATIC) for _ in range(3)]
+    for row, gap in zip(rows, (0.01, 0.03, 0.03), strict=True):
+        stream(ledger, row, gap, 400)
+    assert seen(ledger, rows, 10.0)[1, schema.SPEED] < 0.4
+    assert (seen(ledger, rows[1:], 10.0)[:, schema.SPEED] == STATIC["speed"]).all()
+
+
+def test_tokens_in_one_chunk_are_as_many_iterations():
+    sums = []
+    for at_a_time in (1, 3):
+        ledger = Ledger(0.0)
+        row = ledger.add(**STATIC)
+        stream(ledger, row, 0.02, 30, at_a_time)
+        sums.append(ledger.pace_sums[row].copy())
+    # The first chunk has no gap before it; contexts are as of the beginning of a chunk.
+    iterations = [sum(0.99**i for i in range(count)) for count in (29, 27)]
+    assert sums[0][0] == pytest.approx(0.02 * iterations[0])
+    assert sums[1][0] == pytest.approx(0.02 * iterations[1])
+    assert sums[1][1] / sums[0][1] == pytest.approx(iterations[1] / iterations[0], rel=1e-3)
+
+
+def test_a_prompt_is_due_where_streams_show_the_iterations_that_read_it():
+    ledger = Ledger(0.0)
+    row = ledger.add(**STATIC)
+    first, second = ledger.routed(row, 500, 0.0, STREAM), ledger.routed(row, 700, 0.0, STREAM)
+    ledger.streamed(first, 1, 0.12)
+    ledger.streamed(second, 1, 0.1201)  # in the same iteration, before which nothing was streamed
+    assert ledger.pace_sums[row, 1] == 0.0
+    third = ledger.routed(row, 900, 0.2, STREAM)
+    ledger.streamed(first, 1, 0.3)
+    before = ledger.pace_sums[row, 1]
+    ledger.streamed(third, 1, 0.3)
+    assert ledger.pace_sums[row, 1] - before == pytest.approx(900 / STATIC["prefill_tokens_per_s"])
+    # What is answered at once was read and decoded beside those streams as well.
+    whole = ledger.routed(row, 300, 0.3, WHOLE)
+    before = ledger.pace_sums[row, 1]
+    ledger.finished_with(whole, 20)
+    assert ledger.pace_sums[row, 1] - before == pytest.approx(300 / STATIC["prefill_tokens_per_s"])
+    for entry in (first, second, third):
+        ledger.finished_with(entry, entry.streamed)
+    alone = ledger.routed(row, 300, 0.4, WHOLE)
+    before = ledger.pace_sums[row, 1]
+    ledger.finished_with(alone, 20)
+    assert ledger.pace_sums[row, 1] == before
+
+
 def test_the_tail_is_that_of_the_first_tokens_that_are_seen():
     ledger = Ledger(0.0)
     row = ledger.add(**STATIC)

@@ -69,14 +69,7 @@ def compiled(made: Fleet, wanted: Requests, choices: np.ndarray) -> tuple[Cluste
 
 def assert_agree(made: Fleet, wanted: Requests, choices: np.ndarray) -> int:
     """Same times, preemptions and views; the number of preemptions."""
-    plain = reference.simulate(
-        reference.from_fleet(made),
-        wanted,
-        choices,
-        scrape_interval_s=made.scrape_interval_s,
-        max_tokens=made.max_tokens,
-        record_views=True,
-    )
+    plain = reference.simulate(made, wanted, choices, record_views=True)
     cluster, views = compiled(made, wanted, choices)
     fast = cluster.outcomes(0)
     assert fast.scheduled_s is not None

@@ -82,6 +82,22 @@ def test_a_request_from_arrival_to_the_end():
     assert asked["expected_output_tokens"] == pytest.approx((8 * 256 + 3) / 9)
 
 
+def test_a_replica_that_is_slower_than_declared_is_shown_so():
+    ledger = Ledger(FLEET)
+    for r in (0, 1):
+        ledger.routed(r, r, 0.0, 100)
+        ledger.batch_ended(r, batch(0.0, 0.1, [request(r)], [100]))
+    np.testing.assert_array_equal(columns(ledger, 0.1)[0]["speed"], FLEET.static[:, 0])
+    declared = FLEET.static[0, 2]
+    for i in range(300):
+        for r, factor in ((0, 1.0), (1, 2.0)):
+            begins = 0.1 + i * factor * declared
+            ledger.batch_ended(r, batch(begins, begins + factor * declared, [request(r)], [1]))
+    speed = columns(ledger, 20.0)[0]["speed"]
+    assert speed[0] == FLEET.static[0, 0]
+    assert speed[1] == pytest.approx(FLEET.static[1, 0] / 2.0, rel=0.02)
+
+
 def test_scrapes_are_read_when_a_decision_is_made():
     ledger = Ledger(FLEET)
     ledger.routed(0, 0, 0.5, 100)

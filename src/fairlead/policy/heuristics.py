@@ -51,8 +51,8 @@ HEURISTICS: Mapping[str, int] = {
 }
 """Name -> code of the heuristics that read the view alone."""
 
-COUNTING = (RANDOM, ROUND_ROBIN, LOR, P2C, LEAST_PREFILL, WEIGHTED_LOR, SESSION_STICKY, STICKY_LEAST_LOADED)
-"""Those that read nothing but counts of requests, their prompt tokens, and what is declared."""
+COUNTING = (RANDOM, ROUND_ROBIN, LOR, P2C, LEAST_PREFILL, SESSION_STICKY, STICKY_LEAST_LOADED)
+"""Those that read nothing but counts of requests and their prompt tokens."""
 
 DESCRIPTIONS: Mapping[str, str] = {
     "random": "a replica at random",

@@ -367,8 +367,9 @@ class Gateway:
             self.events("backend_ejected", backend=backend.name, reason="errors", ejections=backend.ejections)
 
     def restarted(self, backend: Backend) -> None:
-        """Nothing that `backend` was sent is cached there any more; what was learnt of its speed stays."""
+        """Nothing that `backend` was sent is cached or being read there any more; moving averages stay."""
         self.prefixes.forget(backend.row)
+        self.ledger.forget_pace(backend.row)
 
     def fit_prefixes(self, backend: Backend) -> None:
         """Remember of what `backend` was sent in proportion to its KV cache, if its size is known."""

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fairlead.compiled import njit
-from fairlead.view import schema
+from fairlead.view import pace, schema
 from fairlead.view.tail import BINS, forget_and_find, tail_bin
 
 if TYPE_CHECKING:
@@ -60,6 +60,9 @@ class Ledger:
         self._cells: Any = (
             self.rows.data
         )  # the same memory; single numbers are read and written faster through it
+        self.pace_sums = np.zeros((4, 2))
+        """(capacity, 2): how long iterations took, and should have taken as declared, s (`view.pace`)."""
+        self._sums: Any = self.pace_sums.data  # the same memory
         self.scraped_at = np.full(4, -math.inf)
         """(capacity,): when each backend was last scraped, s."""
         self.requests = np.zeros((64, 6))
@@ -72,7 +75,8 @@ class Ledger:
         self.ttft_counts = np.zeros(BINS)
         """(BINS,): histogram of the TTFTs seen (`view.tail`); answers that are not streamed show none."""
         self._decided = now
-        self._iteration = [0.0] * 4  # per row: when its current iteration was first seen
+        self._iteration = [-math.inf] * 4  # per row: when its current iteration was first seen
+        self._alone = [-math.inf] * 4  # per row: when a first token last came while no other was streamed
         self._free: list[int] = [3, 2, 1, 0]
 
     def warm(self) -> None:
@@ -81,6 +85,7 @@ class Ledger:
         self.write_view(np.zeros(1, np.int64), self._decided, 1.0, np.zeros((1, schema.NUM_REPLICA_COLUMNS)))
         self.rows[:] = 0.0
         tail_bin(1.0)
+        pace.due_of_iteration(0.01, 1.0, 1.0)
 
     def add(
         self,
@@ -96,8 +101,11 @@ class Ledger:
             size = len(self.rows)
             self.rows = np.concatenate([self.rows, np.zeros_like(self.rows)])
             self._cells = self.rows.data
+            self.pace_sums = np.concatenate([self.pace_sums, np.zeros_like(self.pace_sums)])
+            self._sums = self.pace_sums.data
             self.scraped_at = np.concatenate([self.scraped_at, np.full(size, -math.inf)])
-            self._iteration += [0.0] * size
+            self._iteration += [-math.inf] * size
+            self._alone += [-math.inf] * size
             self._free = list(range(2 * size - 1, size - 1, -1))
         row = self._free.pop()
         self.rows[row] = 0.0
@@ -108,8 +116,13 @@ class Ledger:
         self.rows[row, schema.MAX_NUM_SEQS] = max_num_seqs
         self.rows[row, schema.AVAILABLE] = 1.0  # only those that are appear in a view
         self.scraped_at[row] = -math.inf
-        self._iteration[row] = 0.0
+        self._iteration[row] = self._alone[row] = -math.inf
+        self.forget_pace(row)
         return row
+
+    def forget_pace(self, row: int) -> None:
+        """A backend has lost what it was reading: its iterations so far do not count any more."""
+        self.pace_sums[row] = 0.0
 
     def remove(self, row: int) -> None:
         """Forget a backend that has nothing in flight; its row is used again."""
@@ -142,6 +155,7 @@ class Ledger:
             return
         cells, row = self._cells, entry.row
         if entry.streamed == 0:
+            self._heard_first_token(entry, now)
             cells[row, schema.AWAITING_FIRST_TOKEN] -= 1.0
             cells[row, schema.PENDING_PREFILL_TOKENS] -= entry.pending
             cells[row, schema.CONTEXT_TOKENS] += entry.prompt + tokens
@@ -152,23 +166,55 @@ class Ledger:
             )
             self.ttft_counts[tail_bin(ttft)] += 1.0
         else:
-            cells[row, schema.CONTEXT_TOKENS] += tokens
             # Each stream shows the iterations of its replica. One that has shown the current iteration
             # already begins a new one: so an iteration counts once, however many requests are in the batch.
             if entry.last >= self._iteration[row]:
                 self._iteration[row] = now
-                gap = (now - entry.last) / tokens
-                average = cells[row, schema.ITL_EWMA_S]
-                cells[row, schema.ITL_EWMA_S] = (
-                    gap if average == 0.0 else average + ITL_WEIGHT * (gap - average)
-                )
+                self._heard_iterations(row, tokens, (now - entry.last) / tokens)
+            cells[row, schema.CONTEXT_TOKENS] += tokens
         entry.last = now
         entry.streamed += tokens
         self._asked[entry.slot, STREAMED] = entry.streamed
 
+    def _heard_iterations(self, row: int, count: int, duration: float) -> None:
+        """`count` iterations that lasted `duration` s each, with a token for each of the streams."""
+        cells, sums = self._cells, self._sums
+        average = cells[row, schema.ITL_EWMA_S]
+        cells[row, schema.ITL_EWMA_S] = (
+            duration if average == 0.0 else average + ITL_WEIGHT * (duration - average)
+        )
+        decoding = cells[row, schema.IN_FLIGHT] - cells[row, schema.AWAITING_FIRST_TOKEN]
+        due = pace.due_of_iteration(
+            cells[row, schema.DECODE_ITERATION_S], decoding, cells[row, schema.CONTEXT_TOKENS]
+        )
+        kept = pace.KEPT**count
+        ones = (1.0 - kept) / (1.0 - pace.KEPT)
+        sums[row, 0] = kept * sums[row, 0] + ones * duration
+        sums[row, 1] = kept * sums[row, 1] + ones * due
+
+    def _heard_first_token(self, entry: Entry, now: float) -> None:
+        """A prompt has been read, in iterations that other streams show too, or in others."""
+        row = entry.row
+        # What comes within half an iteration belongs to the same one.
+        instant = 0.5 * self._cells[row, schema.DECODE_ITERATION_S]
+        speaking = self._speaking(row)
+        if now - self._iteration[row] < instant or (speaking and now - self._alone[row] >= instant):
+            self._read_prompt(row, entry.pending)
+        if not speaking:
+            self._alone[row] = now
+
+    def _read_prompt(self, row: int, tokens: float) -> None:
+        self._sums[row, 1] += tokens / self._cells[row, schema.PREFILL_TOKENS_PER_S]
+
+    def _speaking(self, row: int) -> bool:
+        """Whether a stream shows the backend's iterations."""
+        return bool(self._cells[row, schema.IN_FLIGHT] > self._cells[row, schema.AWAITING_FIRST_TOKEN])
+
     def finished_with(self, entry: Entry, tokens: int) -> None:
         """The answer is complete and had `tokens` tokens (0: unknown, or nothing was generated)."""
         self.lost(entry)
+        if entry.kind == WHOLE and self._speaking(entry.row):
+            self._read_prompt(entry.row, entry.pending)
         if tokens > 0:
             self.finished += 1
             self.finished_tokens += tokens
@@ -230,6 +276,7 @@ class Ledger:
         return _write(
             self.rows,
             self.scraped_at,
+            self.pace_sums,
             self.requests,
             len(self.entries),
             candidates,
@@ -246,6 +293,7 @@ class Ledger:
 def _write(
     rows: npt.NDArray[np.float64],
     scraped_at: npt.NDArray[np.float64],
+    sums: npt.NDArray[np.float64],
     requests: npt.NDArray[np.float64],
     count: int,
     candidates: npt.NDArray[np.int64],
@@ -307,4 +355,23 @@ def _write(
             to[schema.SCRAPED_PREEMPTIONS] = 0.0
             to[schema.SCRAPED_PREFIX_HIT_RATE] = 0.0
             to[schema.SCRAPE_AGE_S] = 0.0
+    _correct_speeds(sums, candidates, out)
     return forget_and_find(ttft_counts)
+
+
+@njit()
+def _correct_speeds(
+    sums: npt.NDArray[np.float64], candidates: npt.NDArray[np.int64], out: npt.NDArray[np.float64]
+) -> None:
+    took, due = 0.0, 0.0
+    for k in candidates:
+        took += sums[k, 0]
+        due += sums[k, 1]
+    common = pace.common_pace(took, due)
+    paces = np.empty(candidates.shape[0])
+    for r in range(candidates.shape[0]):
+        k = candidates[r]
+        paces[r] = pace.pace(sums[k, 0], sums[k, 1], out[r, schema.DECODE_ITERATION_S], common)
+    fastest = paces.min()
+    for r in range(candidates.shape[0]):
+        pace.slow_down(out[r], paces[r] / fastest)

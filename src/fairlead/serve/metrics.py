@@ -9,6 +9,7 @@ from fairlead.serve.decisions import Decider
 from fairlead.serve.ledger import Ledger
 from fairlead.serve.prompt_tokens import PromptCounter
 from fairlead.view import schema
+from fairlead.view.pace import common_pace
 
 _STATES = ("up", "unhealthy", "ejected", "draining")
 
@@ -103,6 +104,9 @@ def exposition(gateway: Counted) -> bytes:
         out.family(f"backend_{name}", "gauge", text)
         for backend in backends:
             out.sample(f"backend_{name}", gateway.ledger.rows[backend.row, column], backend=backend.name)
+    out.family("backend_pace", "gauge", "How many times as long as declared its last iterations took.")
+    for backend in backends:
+        out.sample("backend_pace", common_pace(*gateway.ledger.pace_sums[backend.row]), backend=backend.name)
     out.family("backend_view_age_seconds", "gauge", "Age of the last good reading of a backend's metrics.")
     for backend in backends:
         age = monotonic() - gateway.ledger.scraped_at[backend.row]

@@ -116,9 +116,10 @@ class Monitor:
             backend.scrape_errors += 1
             return
         before, backend.reading = backend.reading, reading
-        counts_again = before is not None and reading.prefix_queries < before.prefix_queries
-        if counts_again or not reading.caches_prefixes:
+        if before is not None and reading.prefix_queries < before.prefix_queries:  # it counts anew
             self._gateway.restarted(backend)
+        if not reading.caches_prefixes:
+            self._gateway.prefixes.forget(backend.row)
         if backend.settings.kv_capacity_tokens is not None:
             reading = reading._replace(kv_capacity_tokens=0)  # what was declared stands
         self._gateway.ledger.scraped(backend.row, reading, monotonic())

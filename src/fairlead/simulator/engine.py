@@ -278,6 +278,8 @@ def commit(state: State, k: int, c: int) -> None:
     first_prefill = replica.running - replica.prefilling
     if first_prefill > 0 and not replica.stalled:
         _decode_tokens(state, k, 1, replica.duration, 0.0)
+    else:
+        ledger.saw_nothing(state, k)
     for j in range(first_prefill, replica.running):
         slot = state.slots[k, j]
         slot.left -= slot.chunk

@@ -33,7 +33,9 @@ def scratch_for(state: State) -> State:
     """A scratch replica for each cluster of `state`, to simulate forecasts in."""
     clusters, requests = state.requests.shape
     sizes = state.slots.shape[1], state.phases.shape[1], requests + 1
-    return new_state(clusters, 1, *sizes, tables=Tables(state.tables, state.table_values))
+    scratch = new_state(clusters, 1, *sizes, tables=Tables(state.tables, state.table_values))
+    scratch.static[:] = 1.0  # its ledger finds out about speeds, too, and nobody asks
+    return scratch
 
 
 @njit(allocates=False)

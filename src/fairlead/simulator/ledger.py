@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from fairlead.compiled import njit
 from fairlead.simulator.state import NONE, State
-from fairlead.view import prefixes, schema
+from fairlead.view import pace, prefixes, schema
 from fairlead.view.tail import forget_and_find, tail_bin, tail_cost
 
 TTFT_WEIGHT = 0.2
@@ -29,6 +29,11 @@ LEAST_REMAINING = 0.3
 """A request that outlived its expected output is expected to go on for this fraction of it."""
 
 _LOG_KEEP = math.log(1.0 - ITL_WEIGHT)
+_LOG_KEPT = math.log(pace.KEPT)
+
+# Columns of `State.static`.
+PREFILL_RATE = schema.PREFILL_TOKENS_PER_S - schema.SPEED
+DECODE_ITERATION = schema.DECODE_ITERATION_S - schema.SPEED
 
 
 @njit(inline=True)
@@ -36,9 +41,18 @@ def saw_iterations(state: State, k: int, steps: int, duration: float, growth: fl
     """Every decoding request of replica `k` streamed a token in each of `steps` iterations."""
     for m in range(state.ledgers.shape[1]):
         own = state.ledgers[k, m]
-        if own.decoding > 0:
-            own.context_tokens += steps * own.decoding
+        own.heard = own.decoding > 0
+        if own.heard:
             _average_latency(own, steps, duration, growth)
+            _reckon(own, steps, duration, growth, state.static[k, DECODE_ITERATION])
+            own.context_tokens += steps * own.decoding
+
+
+@njit(inline=True)
+def saw_nothing(state: State, k: int) -> None:
+    """An iteration of replica `k` only read prompts: nobody can tell how long it took."""
+    for m in range(state.ledgers.shape[1]):
+        state.ledgers[k, m].heard = False
 
 
 @njit(inline=True)
@@ -60,12 +74,29 @@ def _average_latency(own: Any, steps: int, duration: float, growth: float) -> No
 
 
 @njit(inline=True)
+def _reckon(own: Any, steps: int, duration: float, growth: float, decode_iteration_s: float) -> None:
+    """Iterations that last duration + growth i, i < steps, beside how long they should have lasted.
+
+    The closed form of `steps` updates s = q s + x_i, for both sums of `view.pace`.
+    """
+    kept = math.exp(_LOG_KEPT * steps)
+    ones = (1.0 - kept) / (1.0 - pace.KEPT)
+    ramp = (steps - ones) / (1.0 - pace.KEPT)
+    speaking = own.in_flight - own.awaiting  # with those that are preempted: a router cannot tell
+    due = pace.due_of_iteration(decode_iteration_s, speaking, own.context_tokens)
+    own.took = kept * own.took + duration * ones + growth * ramp
+    own.due = kept * own.due + due * ones + pace.due_growth(decode_iteration_s, own.decoding) * ramp
+
+
+@njit(inline=True)
 def saw_first_token(state: State, k: int, c: int, request: Any) -> None:
     """A request's first token has been streamed (at `request.first_token`)."""
     own = state.ledgers[k, request.router]
     cluster = state.clusters[c]
     own.awaiting -= 1
     own.pending_tokens -= request.estimate - request.expected_hit
+    if own.heard:  # its prompt was read in iterations that others showed
+        own.due += (request.estimate - request.expected_hit) / state.static[k, PREFILL_RATE]
     own.context_tokens += request.estimate + 1
     ttft = request.first_token - request.sent
     if own.ttft_ewma == 0.0:
@@ -132,6 +163,8 @@ def lost_all(state: State, k: int) -> None:
         own.decoding = 0
         own.pending_tokens = 0
         own.context_tokens = 0
+        own.took = 0.0  # of prompts that were half read nothing was due
+        own.due = 0.0
         own.oldest = NONE
         own.newest = NONE
         prefixes.forget_row(state, k * state.ledgers.shape[1] + m)
@@ -262,6 +295,7 @@ def write_view(
         for column in range(state.static.shape[1]):
             row[schema.SPEED + column] = state.static[k, column]
         row[schema.AVAILABLE] = 1.0 if replica.available else 0.0
+    _correct_speeds(state, c, m, replicas)
     request[schema.PROMPT_TOKENS] = waiting.estimate
     request[schema.MAX_TOKENS] = cluster.max_tokens
     request[schema.EXPECTED_OUTPUT_TOKENS] = mean
@@ -271,11 +305,35 @@ def write_view(
     request[schema.TTFT_TAIL_S] = router.ttft_tail
 
 
+@njit(allocates=False)
+def _correct_speeds(state: State, c: int, m: int, replicas: npt.NDArray[np.float64]) -> None:
+    """The columns that declare speeds, by the paces of the replicas that take requests."""
+    count = replicas.shape[0]
+    took, due = 0.0, 0.0
+    for r in range(count):
+        if state.replicas[c * count + r].available:
+            took += state.ledgers[c * count + r, m].took
+            due += state.ledgers[c * count + r, m].due
+    common = pace.common_pace(took, due)
+    fastest = np.inf
+    for r in range(count):
+        if state.replicas[c * count + r].available:
+            fastest = min(fastest, _pace(state, c * count + r, m, common))
+    for r in range(count):
+        pace.slow_down(replicas[r], _pace(state, c * count + r, m, common) / fastest)
+
+
+@njit(inline=True)
+def _pace(state: State, k: int, m: int, common: float) -> float:
+    own = state.ledgers[k, m]
+    return float(pace.pace(own.took, own.due, state.static[k, DECODE_ITERATION], common))
+
+
 @njit(inline=True)
 def write_counts(
     state: State, c: int, replicas: npt.NDArray[np.float64], request: npt.NDArray[np.float64]
 ) -> None:
-    """The columns of `write_view` that change only with a first token or a finish, and the static ones.
+    """The columns of `write_view` that change only with a first token or a finish.
 
     Where the tail of TTFTs begins is not found anew, since nobody who counts reads it: it is as of the last
     whole view, or the prior.
@@ -294,8 +352,6 @@ def write_counts(
         row[schema.PENDING_PREFILL_TOKENS] = own.pending_tokens
         row[schema.SESSION_HOME] = 1.0 if home == r else 0.0
         row[schema.AVAILABLE] = 1.0 if state.replicas[k].available else 0.0
-        for column in range(state.static.shape[1]):
-            row[schema.SPEED + column] = state.static[k, column]
     request[schema.PROMPT_TOKENS] = waiting.estimate
     request[schema.MAX_TOKENS] = cluster.max_tokens
     request[schema.EXPECTED_OUTPUT_TOKENS] = expected_output(state.routers[c, m])

@@ -25,7 +25,14 @@ from fairlead.simulator.reference_replica import (
 )
 from fairlead.simulator.reference_schedulers import make_replica
 from fairlead.view.prefixes import answered, expected_hit, new_memory, remember
-from fairlead.view.schema import NUM_REPLICA_COLUMNS, NUM_REQUEST_COLUMNS, View
+from fairlead.view.schema import (
+    DECODE_ITERATION_S,
+    NUM_REPLICA_COLUMNS,
+    NUM_REQUEST_COLUMNS,
+    PREFILL_TOKENS_PER_S,
+    SPEED,
+    View,
+)
 from fairlead.workload.faults import Faults
 from fairlead.workload.requests import Requests
 
@@ -146,6 +153,8 @@ class Cluster:
         dies = self.up[r] and not up
         self.up[r] = up
         if dies:
+            self.replicas[r].took_s = [0.0] * len(self.memories)
+            self.replicas[r].due_s = [0.0] * len(self.memories)
             for memories in self.memories:
                 memories[r] = new_memory(1, self.replicas[r].spec.memory_blocks)
         return self.replicas[r].die() if dies else []
@@ -178,8 +187,12 @@ class Cluster:
         self.decided_s[m] = now_s
         average = self.in_flight_ewma[m]
         for r in range(len(self.replicas)):
-            average[r] += decay * (len(self.in_flight(r, m)) - average[r])
+            average[r] += decay * (len(self.replicas[r].in_flight(m)) - average[r])
         rows = [self.row(r, request, now_s) for r in range(len(self.replicas))]
+        for row, slower in zip(rows, self.slower(m), strict=True):
+            row[SPEED] /= slower
+            row[PREFILL_TOKENS_PER_S] /= slower
+            row[DECODE_ITERATION_S] *= slower
         columns = [
             request.estimate,
             self.max_tokens,
@@ -188,6 +201,21 @@ class Cluster:
             self.ttft_tail_s(m),
         ]
         return View(np.array([rows], np.float64), np.array([columns], np.float64))
+
+    def slower(self, m: int) -> list[float]:
+        """By which factor router m takes each replica to be slower than declared, beside the fastest one."""
+        up = [replica for replica, up in zip(self.replicas, self.up, strict=True) if up]
+        due_s = sum(replica.due_s[m] for replica in up)
+        common = sum(replica.took_s[m] for replica in up) / due_s if due_s else 1.0
+        paces = []
+        for replica in self.replicas:
+            # At least 30 iterations: of those that were not seen it is taken to be as fast as all together.
+            unseen_s = max(0.0, 30 * replica.spec.decode_iteration_s - replica.due_s[m])
+            paces.append((replica.took_s[m] + unseen_s * common) / (replica.due_s[m] + unseen_s))
+        fastest = min(paces[replica.index] for replica in up)
+        relative = [pace / fastest for pace in paces]
+        # Up to 1.15 it may be noise; from 1.4 on it is believed.
+        return [1.0 + (x - 1.0) * min(1.0, max(0.0, (x - 1.15) / 0.25)) for x in relative]
 
     def ttft_tail_s(self, m: int) -> float:
         """Where the tail of the TTFTs that router m saw begins, after forgetting; once per decision."""
@@ -205,11 +233,6 @@ class Cluster:
                 return float(edge_s * 1.2 ** (1.0 - (wanted - longer) / n))
             longer += n
         raise AssertionError("the tail is a part of all")
-
-    def in_flight(self, r: int, m: int) -> list[InFlight]:
-        """What router m has sent to replica r and not yet seen finished."""
-        replica = self.replicas[r]
-        return [request for request in [*replica.running, *replica.waiting] if request.router == m]
 
     def expected_hit(self, r: int, request: InFlight) -> int:
         """Prompt tokens that the request's router believes replica r to have cached."""
@@ -245,14 +268,13 @@ class Cluster:
         m = request.router
         replica, scrape, spec = self.replicas[r], self.scrapes[r], self.replicas[r].spec
         expected = self.expected_output_tokens(m)
-        requests = self.in_flight(r, m)
+        requests = replica.in_flight(m)
         silent = [q for q in requests if q.generated == 0]
-        speaking = [q for q in requests if q.generated > 0]
         return [
             len(requests),
             len(silent),
             sum(q.estimate - q.expected_hit for q in silent),
-            sum(q.estimate + q.generated for q in speaking),
+            sum(replica.contexts(m)),
             sum(max(expected - q.generated, LEAST_REMAINING_SHARE * expected) for q in requests),
             now_s - min((q.sent_s for q in silent), default=now_s),
             replica.ttft_ewma_s[m],

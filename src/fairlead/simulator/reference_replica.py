@@ -19,6 +19,10 @@ TTFT_WEIGHT = 0.2
 """Weight of the newest first token in `ttft_ewma_s`."""
 ITL_WEIGHT = 0.05
 """Weight of the newest iteration in `itl_ewma_s`."""
+PACE_ITERATIONS = 100
+"""So many iterations a router has in mind when it reckons how fast a replica is."""
+DUE_PER_REQUEST, DUE_PER_TOKEN = 0.005, 1.0 / 120_000.0
+"""A batch is expected to take so much longer for each request in it, and for each token of their contexts."""
 TTFT_EDGES_S = [0.005 * 1.2**i for i in range(64)]
 """Where the classes of the histogram of TTFTs begin; a shorter TTFT counts in the first one all the same."""
 
@@ -41,8 +45,8 @@ class ReplicaSpec:
     memory_blocks: int = 0
     """Blocks of prompts that a router remembers having sent here."""
     speed: float = 1.0
-    prefill_tokens_per_s: float = 0.0
-    decode_iteration_s: float = 0.0
+    prefill_tokens_per_s: float = 10_000.0
+    decode_iteration_s: float = 0.01
 
 
 @dataclass
@@ -151,6 +155,12 @@ class Replica:
         self.ttft_ewma_s = [0.0] * routers
         self.itl_ewma_s = [0.0] * routers
         """As each router saw it."""
+        self.took_s = [0.0] * routers
+        """How long the iterations took that each router saw, the last 100 or so."""
+        self.due_s = [0.0] * routers
+        """How long they should have taken as declared."""
+        self.heard: set[int] = set()
+        """Routers that saw the last iteration: one that only read prompts is seen by nobody."""
         self.ttft_counts = [[0.0] * len(TTFT_EDGES_S) for _ in range(routers)]
         """Histogram of the TTFTs that each router saw; it forgets a little at each decision."""
 
@@ -279,12 +289,26 @@ class Replica:
         self.preemptions += 1
         return request
 
+    def in_flight(self, m: int) -> list[InFlight]:
+        """What router m has sent here and not yet seen finished."""
+        return [request for request in [*self.running, *self.waiting] if request.router == m]
+
+    def contexts(self, m: int) -> list[int]:
+        """Prompt, as router m reckons it, and streamed tokens of each request whose first token it has."""
+        return [q.estimate + q.generated for q in self.in_flight(m) if q.generated > 0]
+
     def commit(self) -> None:
         """Ends the running iteration: tokens are in the cache, and complete requests emit one."""
         assert self.end_s is not None
         now_s = self.end_s
-        for m in {request.router for request in self.running if request.decoding and request.chunk}:
+        self.heard = {request.router for request in self.running if request.decoding and request.chunk}
+        for m in self.heard:
             self.itl_ewma_s[m] = ewma(self.itl_ewma_s[m], self.duration_s, ITL_WEIGHT)
+            contexts = self.contexts(m)
+            longer = DUE_PER_REQUEST * len(contexts) + DUE_PER_TOKEN * sum(contexts)
+            due_s = self.spec.decode_iteration_s * (1.0 + longer)
+            self.took_s[m] = self.took_s[m] * (1.0 - 1.0 / PACE_ITERATIONS) + self.duration_s
+            self.due_s[m] = self.due_s[m] * (1.0 - 1.0 / PACE_ITERATIONS) + due_s
         for request in self.running:
             request.computed += request.chunk
             if request.cancelled:
@@ -300,6 +324,9 @@ class Replica:
         request.decoding = True
         request.generated += 1
         if request.generated == 1:
+            if request.router in self.heard:
+                uncached = request.estimate - request.expected_hit
+                self.due_s[request.router] += uncached / self.spec.prefill_tokens_per_s
             request.first_token_s = now_s
             ttft_s = now_s - request.sent_s
             before = self.ttft_ewma_s[request.router]

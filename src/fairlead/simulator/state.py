@@ -110,6 +110,10 @@ LEDGER = np.dtype(
         ("newest", "i8"),
         ("ttft_ewma", "f8"),
         ("itl_ewma", "f8"),
+        # what `view.pace` is reckoned from: two times (s), and whether the last iteration counts in them
+        ("took", "f8"),
+        ("due", "f8"),
+        ("heard", "b1"),
         ("in_flight_ewma", "f8"),
     ],
     align=True,

@@ -21,7 +21,8 @@ from fairlead.simulator.ledger import (
     PRIOR_WEIGHT,
     TTFT_WEIGHT,
 )
-from fairlead.view.schema import REPLICA_COLUMNS, REQUEST_COLUMNS, View
+from fairlead.view import pace
+from fairlead.view.schema import DECODE_ITERATION_S, REPLICA_COLUMNS, REQUEST_COLUMNS, View
 from fairlead.view.tail import BINS, forget_and_find, tail_bin
 
 
@@ -53,6 +54,9 @@ class Replica:
     """By number of the request, in order of arrival."""
     ttft_ewma_s: float = 0.0
     itl_ewma_s: float = 0.0
+    took_s: float = 0.0
+    due_s: float = 0.0
+    """How long iterations took, and should have taken by what is declared (`view.pace`)."""
     in_flight_ewma: float = 0.0
     restarts: int = 0
     """Preemptions of requests that have finished."""
@@ -88,12 +92,17 @@ class Ledger:
     def batch_ended(self, r: int, batch: Any) -> None:
         """An iteration of replica `r` has ended: tokens are streamed, requests leave."""
         replica, now_s = self.replicas[r], batch.completed_at
+        heard = 1 in batch.num_q_tokens  # what Vidur takes for a decode
+        if heard:
+            self._heard(r, now_s - batch.scheduled_at)
         for request in batch.requests:
             if not request.is_prefill_complete:
                 continue
             known = replica.in_flight[request.number]
             known.streamed += 1
             if known.streamed == 1:
+                if heard:
+                    replica.due_s += known.prompt_tokens / _static(self.fleet, r)["prefill_tokens_per_s"]
                 _blend_ttft(replica, now_s - known.arrival_s)
                 self.ttft_counts[tail_bin(now_s - known.arrival_s)] += 1.0
             if request.completed:
@@ -101,10 +110,18 @@ class Ledger:
                 replica.restarts += request.num_restarts
                 self.finished += 1
                 self.finished_tokens += known.streamed
-        if 1 in batch.num_q_tokens:  # what Vidur takes for a decode
-            duration = now_s - batch.scheduled_at
-            moved = replica.itl_ewma_s + ITL_WEIGHT * (duration - replica.itl_ewma_s)
-            replica.itl_ewma_s = moved if replica.itl_ewma_s else duration
+
+    def _heard(self, r: int, duration: float) -> None:
+        """An iteration with a decode in it took `duration` s."""
+        replica = self.replicas[r]
+        moved = replica.itl_ewma_s + ITL_WEIGHT * (duration - replica.itl_ewma_s)
+        replica.itl_ewma_s = moved if replica.itl_ewma_s else duration
+        contexts = [q.prompt_tokens + q.streamed for q in replica.in_flight.values() if q.streamed]
+        due = pace.due_of_iteration(
+            _static(self.fleet, r)["decode_iteration_s"], float(len(contexts)), float(sum(contexts))
+        )
+        replica.took_s = pace.KEPT * replica.took_s + duration
+        replica.due_s = pace.KEPT * replica.due_s + due
 
     def scrape(self, at_s: float, schedulers: Sequence[Any], requests: Sequence[Any]) -> None:
         """Read what every engine reports at this moment; `requests` are all of Vidur's, by number."""
@@ -130,6 +147,7 @@ class Ledger:
                 replica.read = replica.scraped
             replica.in_flight_ewma += blend * (len(replica.in_flight) - replica.in_flight_ewma)
             rows.append(_ordered(REPLICA_COLUMNS, self._row(r, now_s, mean, session)))
+        self._correct_speeds(rows)
         request = {
             "prompt_tokens": prompt_tokens,
             "max_tokens": self.fleet.max_tokens,
@@ -138,6 +156,15 @@ class Ledger:
             "ttft_tail_s": forget_and_find(self.ttft_counts),
         }
         return View(np.array([rows]), np.array([_ordered(REQUEST_COLUMNS, request)]))
+
+    def _correct_speeds(self, rows: list[npt.NDArray[np.float64]]) -> None:
+        common = pace.common_pace(sum(x.took_s for x in self.replicas), sum(x.due_s for x in self.replicas))
+        paces = [
+            pace.pace(x.took_s, x.due_s, row[DECODE_ITERATION_S], common)
+            for x, row in zip(self.replicas, rows, strict=True)
+        ]
+        for row, each in zip(rows, paces, strict=True):
+            pace.slow_down(row, each / min(paces))
 
     def _row(self, r: int, now_s: float, mean: float, session: int) -> dict[str, float]:
         replica = self.replicas[r]

@@ -61,9 +61,16 @@ REPLICA_COLUMNS: tuple[Column, ...] = (
         "prompt tokens found in the prefix cache between the last two scrapes",
     ),
     Column("scrape_age_s", "s", "scraped", "time since the last scrape"),
-    Column("speed", "ratio", "static", "declared speed relative to the reference replica"),
-    Column("prefill_tokens_per_s", "tokens/s", "static", "declared prefill rate"),
-    Column("decode_iteration_s", "s", "static", "declared time of a decode iteration, batch of one"),
+    Column(
+        "speed",
+        "ratio",
+        "static",
+        "declared speed relative to the reference replica, less where it is seen to be slower (`view.pace`)",
+    ),
+    Column("prefill_tokens_per_s", "tokens/s", "static", "declared prefill rate, likewise"),
+    Column(
+        "decode_iteration_s", "s", "static", "declared time of a decode iteration, batch of one, likewise"
+    ),
     Column("kv_capacity_tokens", "tokens", "static", "size of the KV cache"),
     Column("max_num_seqs", "requests", "static", "largest running batch"),
     Column("available", "1 or 0", "ledger", "whether it takes requests: others must not be chosen"),
