@@ -119,6 +119,20 @@ def test_a_slower_backend_is_found_and_shown_so():
     assert seen(ledger, rows, 10.0)[1, schema.SPEED] == STATIC["speed"]
 
 
+def test_a_backend_that_holds_its_streams_up_is_not_taken_for_fast():
+    ledger = Ledger(0.0)
+    rows = [ledger.add(**STATIC) for _ in range(2)]
+    stream(ledger, rows[0], 0.01, 400)
+    entries = [ledger.routed(rows[1], 5000, 0.0, STREAM) for _ in range(50)]
+    for i, entry in enumerate(entries):
+        ledger.streamed(entry, 1, 1.0 + i)  # first tokens, and no others
+    assert (seen(ledger, rows, 60.0)[:, schema.SPEED] == STATIC["speed"]).all()
+    for entry in entries:
+        ledger.streamed(entry, 3, 60.0)  # and then all at once
+        ledger.streamed(entry, 3, 60.0)
+    assert np.isfinite(seen(ledger, rows, 60.0)).all()
+
+
 def test_only_the_backends_that_can_be_chosen_are_compared():
     ledger = Ledger(0.0)
     rows = [ledger.add(**STATIC) for _ in range(3)]
@@ -158,10 +172,13 @@ def test_a_prompt_is_due_where_streams_show_the_iterations_that_read_it():
     whole = ledger.routed(row, 300, 0.3, WHOLE)
     before = ledger.pace_sums[row, 1]
     ledger.finished_with(whole, 20)
-    assert ledger.pace_sums[row, 1] - before == pytest.approx(300 / STATIC["prefill_tokens_per_s"])
+    assert ledger.pace_sums[row, 1] == before  # until they show the next one
+    ledger.streamed(first, 1, 0.4)
+    after = 0.99 * before + 0.01 + 300 / STATIC["prefill_tokens_per_s"]
+    assert ledger.pace_sums[row, 1] == pytest.approx(after, rel=1e-2)
     for entry in (first, second, third):
         ledger.finished_with(entry, entry.streamed)
-    alone = ledger.routed(row, 300, 0.4, WHOLE)
+    alone = ledger.routed(row, 300, 0.5, WHOLE)
     before = ledger.pace_sums[row, 1]
     ledger.finished_with(alone, 20)
     assert ledger.pace_sums[row, 1] == before

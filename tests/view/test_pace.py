@@ -17,6 +17,7 @@ from fairlead.view.pace import (
     BELIEVED,
     ENOUGH_ITERATIONS,
     IGNORED,
+    MOST,
     believed,
     common_pace,
     due_growth,
@@ -47,15 +48,15 @@ def test_what_was_not_seen_is_at_the_common_pace() -> None:
     assert pace(20.0 * enough, 10.0 * enough, 0.01, 1.0) == pytest.approx(2.0)
 
 
-@given(st.floats(0.1, 10.0), st.floats(0.1, 10.0))
+@given(st.floats(0.1, 20.0), st.floats(0.1, 20.0))
 def test_what_is_believed_grows_with_the_pace_and_never_exceeds_it(one: float, other: float) -> None:
     low, high = sorted((one, other))
     assert believed(low) <= believed(high)
-    assert 1.0 <= believed(high) <= max(1.0, high)
+    assert 1.0 <= believed(high) <= max(1.0, min(high, MOST))
     if high <= IGNORED:
         assert believed(high) == 1.0
     if high >= BELIEVED:
-        assert believed(high) == high
+        assert believed(high) == min(high, MOST)
 
 
 @given(st.integers(1, 50), st.floats(1.0, 50.0), st.floats(0.0, 1e5))
@@ -64,6 +65,12 @@ def test_contexts_grow_by_a_token_for_each_request(steps: int, decoding: float, 
     assert later == pytest.approx(
         due_of_iteration(0.01, decoding, context) + steps * due_growth(0.01, decoding)
     )
+
+
+def test_no_time_at_all_is_no_pace_of_zero() -> None:
+    """Tokens that were held up on their way come all at once."""
+    assert common_pace(0.0, 5.0) > 0.0
+    assert pace(0.0, 5.0, 0.01, common_pace(0.0, 5.0)) > 0.0
 
 
 def test_the_three_declared_columns_are_corrected_and_no_other() -> None:

@@ -77,6 +77,7 @@ class Ledger:
         self._decided = now
         self._iteration = [-math.inf] * 4  # per row: when its current iteration was first seen
         self._alone = [-math.inf] * 4  # per row: when a first token last came while no other was streamed
+        self._read = [0.0] * 4  # per row: what is due (s) for prompts whose iteration was not shown yet
         self._free: list[int] = [3, 2, 1, 0]
 
     def warm(self) -> None:
@@ -106,6 +107,7 @@ class Ledger:
             self.scraped_at = np.concatenate([self.scraped_at, np.full(size, -math.inf)])
             self._iteration += [-math.inf] * size
             self._alone += [-math.inf] * size
+            self._read += [0.0] * size
             self._free = list(range(2 * size - 1, size - 1, -1))
         row = self._free.pop()
         self.rows[row] = 0.0
@@ -123,6 +125,7 @@ class Ledger:
     def forget_pace(self, row: int) -> None:
         """A backend has lost what it was reading: its iterations so far do not count any more."""
         self.pace_sums[row] = 0.0
+        self._read[row] = 0.0
 
     def remove(self, row: int) -> None:
         """Forget a backend that has nothing in flight; its row is used again."""
@@ -190,7 +193,8 @@ class Ledger:
         kept = pace.KEPT**count
         ones = (1.0 - kept) / (1.0 - pace.KEPT)
         sums[row, 0] = kept * sums[row, 0] + ones * duration
-        sums[row, 1] = kept * sums[row, 1] + ones * due
+        sums[row, 1] = kept * sums[row, 1] + ones * due + self._read[row]
+        self._read[row] = 0.0
 
     def _heard_first_token(self, entry: Entry, now: float) -> None:
         """A prompt has been read, in iterations that other streams show too, or in others."""
@@ -198,13 +202,15 @@ class Ledger:
         # What comes within half an iteration belongs to the same one.
         instant = 0.5 * self._cells[row, schema.DECODE_ITERATION_S]
         speaking = self._speaking(row)
-        if now - self._iteration[row] < instant or (speaking and now - self._alone[row] >= instant):
-            self._read_prompt(row, entry.pending)
+        if now - self._iteration[row] < instant:
+            self._sums[row, 1] += self._due_of_prompt(entry)
+        elif speaking and now - self._alone[row] >= instant:
+            self._read[row] += self._due_of_prompt(entry)
         if not speaking:
             self._alone[row] = now
 
-    def _read_prompt(self, row: int, tokens: float) -> None:
-        self._sums[row, 1] += tokens / self._cells[row, schema.PREFILL_TOKENS_PER_S]
+    def _due_of_prompt(self, entry: Entry) -> float:
+        return float(entry.pending / self._cells[entry.row, schema.PREFILL_TOKENS_PER_S])
 
     def _speaking(self, row: int) -> bool:
         """Whether a stream shows the backend's iterations."""
@@ -214,7 +220,7 @@ class Ledger:
         """The answer is complete and had `tokens` tokens (0: unknown, or nothing was generated)."""
         self.lost(entry)
         if entry.kind == WHOLE and self._speaking(entry.row):
-            self._read_prompt(entry.row, entry.pending)
+            self._read[entry.row] += self._due_of_prompt(entry)
         if tokens > 0:
             self.finished += 1
             self.finished_tokens += tokens

@@ -22,8 +22,10 @@ WEIGHTS_IN_TOKENS = 120_000.0
 16 GB of weights and 131 kB of KV cache a token. Of Llama 3 70B (141 GB, 328 kB) it would be 430,000."""
 ENOUGH_ITERATIONS = 30.0
 """Of a replica of which less was seen, the rest is taken to be at the pace of all replicas together."""
-IGNORED, BELIEVED = 1.15, 1.4
-"""Up to the one nothing is corrected, from the other on all of it."""
+IGNORED, BELIEVED, MOST = 1.15, 1.4, 10.0
+"""Up to the first nothing is corrected, from the second on all of it, and nothing beyond the third."""
+FASTEST = 0.01
+"""No pace is less: tokens that were held up somewhere come with no time between them."""
 
 
 @njit(inline=True)
@@ -41,21 +43,21 @@ def due_growth(decode_iteration_s: float, decoding: float) -> float:
 @njit(inline=True)
 def common_pace(took: float, due: float) -> float:
     """The pace of replicas of which `took` and `due` (s) are the sums; 1 before anything was seen."""
-    return took / due if due > 0.0 else 1.0
+    return max(FASTEST, took / due) if due > 0.0 else 1.0
 
 
 @njit(inline=True)
 def pace(took: float, due: float, decode_iteration_s: float, common: float) -> float:
     """How many times as long as declared a replica takes; `common`: all of them together."""
     unseen = max(0.0, ENOUGH_ITERATIONS * decode_iteration_s - due)
-    return (took + unseen * common) / (due + unseen)
+    return max(FASTEST, (took + unseen * common) / (due + unseen))
 
 
 @njit(inline=True)
 def believed(relative: float) -> float:
     """What is corrected of a pace relative to the fastest replica's."""
     share = min(1.0, max(0.0, (relative - IGNORED) / (BELIEVED - IGNORED)))
-    return 1.0 + share * (relative - 1.0)
+    return min(MOST, 1.0 + share * (relative - 1.0))
 
 
 @njit(inline=True)
