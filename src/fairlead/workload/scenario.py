@@ -157,7 +157,7 @@ class ViewOptions(Section):
     scrape_interval_s: float = Field(default=1.0, gt=0, le=3600)
     """Seconds between two readings of the engines' metrics."""
     speeds_declared: bool = True
-    """Whether the router knows each replica's relative speed."""
+    """Whether each replica's speed is declared to the routers; if not, all are like the fastest at first."""
     prefix_memory_blocks: int | None = Field(default=None, ge=0)
     """KV blocks of prompts and answers that the router remembers per replica; default: as many as it has."""
     prompt_estimate_error: float = Field(default=0.0, ge=0, lt=1)
