@@ -214,8 +214,8 @@ class Cluster:
             paces.append((replica.took_s[m] + unseen_s * common) / (replica.due_s[m] + unseen_s))
         fastest = min(paces[replica.index] for replica in up)
         relative = [pace / fastest for pace in paces]
-        # Up to 1.15 it may be noise; from 1.4 on it is believed, up to 10.
-        return [min(10.0, 1.0 + (x - 1.0) * min(1.0, max(0.0, (x - 1.15) / 0.25))) for x in relative]
+        # Up to 1.3 it may be noise; from 1.6 on it is believed, up to 10.
+        return [min(10.0, 1.0 + (x - 1.0) * min(1.0, max(0.0, (x - 1.3) / 0.3))) for x in relative]
 
     def ttft_tail_s(self, m: int) -> float:
         """Where the tail of the TTFTs that router m saw begins, after forgetting; once per decision."""

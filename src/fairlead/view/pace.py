@@ -22,7 +22,7 @@ WEIGHTS_IN_TOKENS = 120_000.0
 16 GB of weights and 131 kB of KV cache a token. Of Llama 3 70B (141 GB, 328 kB) it would be 430,000."""
 ENOUGH_ITERATIONS = 30.0
 """Of a replica of which less was seen, the rest is taken to be at the pace of all replicas together."""
-IGNORED, BELIEVED, MOST = 1.15, 1.4, 10.0
+IGNORED, BELIEVED, MOST = 1.3, 1.6, 10.0
 """Up to the first nothing is corrected, from the second on all of it, and nothing beyond the third."""
 FASTEST = 0.01
 """No pace is less: tokens that were held up somewhere come with no time between them."""
