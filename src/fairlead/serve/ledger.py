@@ -361,23 +361,5 @@ def _write(
             to[schema.SCRAPED_PREEMPTIONS] = 0.0
             to[schema.SCRAPED_PREFIX_HIT_RATE] = 0.0
             to[schema.SCRAPE_AGE_S] = 0.0
-    _correct_speeds(sums, candidates, out)
+    pace.correct_speeds(out, sums[candidates])
     return forget_and_find(ttft_counts)
-
-
-@njit()
-def _correct_speeds(
-    sums: npt.NDArray[np.float64], candidates: npt.NDArray[np.int64], out: npt.NDArray[np.float64]
-) -> None:
-    took, due = 0.0, 0.0
-    for k in candidates:
-        took += sums[k, 0]
-        due += sums[k, 1]
-    common = pace.common_pace(took, due)
-    paces = np.empty(candidates.shape[0])
-    for r in range(candidates.shape[0]):
-        k = candidates[r]
-        paces[r] = pace.pace(sums[k, 0], sums[k, 1], out[r, schema.DECODE_ITERATION_S], common)
-    fastest = paces.min()
-    for r in range(candidates.shape[0]):
-        pace.slow_down(out[r], paces[r] / fastest)

@@ -22,7 +22,7 @@ from fairlead.simulator.ledger import (
     TTFT_WEIGHT,
 )
 from fairlead.view import pace
-from fairlead.view.schema import DECODE_ITERATION_S, REPLICA_COLUMNS, REQUEST_COLUMNS, View
+from fairlead.view.schema import REPLICA_COLUMNS, REQUEST_COLUMNS, View
 from fairlead.view.tail import BINS, forget_and_find, tail_bin
 
 
@@ -147,7 +147,8 @@ class Ledger:
                 replica.read = replica.scraped
             replica.in_flight_ewma += blend * (len(replica.in_flight) - replica.in_flight_ewma)
             rows.append(_ordered(REPLICA_COLUMNS, self._row(r, now_s, mean, session)))
-        self._correct_speeds(rows)
+        view = np.array(rows)
+        pace.correct_speeds(view, np.array([[replica.took_s, replica.due_s] for replica in self.replicas]))
         request = {
             "prompt_tokens": prompt_tokens,
             "max_tokens": self.fleet.max_tokens,
@@ -155,16 +156,7 @@ class Ledger:
             "session": session,
             "ttft_tail_s": forget_and_find(self.ttft_counts),
         }
-        return View(np.array([rows]), np.array([_ordered(REQUEST_COLUMNS, request)]))
-
-    def _correct_speeds(self, rows: list[npt.NDArray[np.float64]]) -> None:
-        common = pace.common_pace(sum(x.took_s for x in self.replicas), sum(x.due_s for x in self.replicas))
-        paces = [
-            pace.pace(x.took_s, x.due_s, row[DECODE_ITERATION_S], common)
-            for x, row in zip(self.replicas, rows, strict=True)
-        ]
-        for row, each in zip(rows, paces, strict=True):
-            pace.slow_down(row, each / min(paces))
+        return View(view[None], np.array([_ordered(REQUEST_COLUMNS, request)]))
 
     def _row(self, r: int, now_s: float, mean: float, session: int) -> dict[str, float]:
         replica = self.replicas[r]

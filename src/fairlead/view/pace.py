@@ -67,3 +67,20 @@ def slow_down(row: npt.NDArray[np.float64], relative: float) -> None:
     row[SPEED] /= slower
     row[PREFILL_TOKENS_PER_S] /= slower
     row[DECODE_ITERATION_S] *= slower
+
+
+@njit()
+def correct_speeds(rows: npt.NDArray[np.float64], sums: npt.NDArray[np.float64]) -> None:
+    """Correct the declared speeds in a view.
+
+    Args:
+        rows: (R, replica columns), of replicas that take requests.
+        sums: (R, 2): how long their iterations took, and should have taken as declared, s.
+    """
+    common = common_pace(sums[:, 0].sum(), sums[:, 1].sum())
+    paces = np.empty(rows.shape[0])
+    for r in range(rows.shape[0]):
+        paces[r] = pace(sums[r, 0], sums[r, 1], rows[r, DECODE_ITERATION_S], common)
+    fastest = paces.min()
+    for r in range(rows.shape[0]):
+        slow_down(rows[r], paces[r] / fastest)
