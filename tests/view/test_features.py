@@ -1,5 +1,6 @@
 """The features: finite, free of replica indices, alive in training, blind to the future."""
 
+import math
 import re
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from fairlead.policy.heuristics import Heuristic
 from fairlead.simulator.cluster import Clusters
 from fairlead.simulator.fleet import build_fleet
 from fairlead.view import schema
-from fairlead.view.features import FEATURES, NUM_FEATURES, SCHEMA_HASH, features_batch
+from fairlead.view.features import FEATURES, NUM_FEATURES, SCHEMA_HASH, bounded, features_batch
 from fairlead.view.preference import DEFAULT_FAVOR, DIAL, check_favor, weights_of
 from fairlead.view.schema import NUM_REPLICA_COLUMNS, NUM_REQUEST_COLUMNS, View
 from fairlead.workload.requests import Requests
@@ -88,7 +89,7 @@ def test_pitfall_12_every_feature_varies_in_training() -> None:
     spread = np.concatenate(seen).reshape(-1, NUM_FEATURES).std(0)
     constant = [name for name, s in zip(FEATURES, spread, strict=True) if s < 1e-3]
     assert constant == []
-    assert {"prompt_tokens", "expected_remaining_tokens"} <= set(FEATURES)
+    assert {"prompt_tokens", "expected_remaining_bounded"} <= set(FEATURES)
 
 
 def test_pitfall_13_the_view_has_no_true_output_length() -> None:
@@ -214,6 +215,25 @@ def test_comparisons_with_the_other_replicas_by_hand() -> None:
     replicas[0, 1, schema.AVAILABLE] = 0.0
     found = _by_name(View(replicas, request))
     assert found["in_flight_above_holders"][0] == 0.0 and found["decodes_delayed_above_least"][2] == 0.0
+
+
+def test_what_is_expected_of_long_answers_is_bounded() -> None:
+    """Linear as far as most clusters go, then the logarithm: continuous, without a kink, still rising."""
+    for most in (1.0, 1.5):
+        below, at, above = (bounded(most * share, most) for share in (1.0 - 1e-6, 1.0, 1.0 + 1e-6))
+        assert at == most
+        np.testing.assert_allclose([at - below, above - at], most * 1e-6, rtol=1e-3)
+        assert bounded(0.3 * most, most) == 0.3 * most
+        assert bounded(most * math.e, most) == pytest.approx(2.0 * most)
+    few, many = (_three_replicas(output_tokens=tokens) for tokens in (100.0, 25_600.0))
+    few[0][0, :, schema.EXPECTED_REMAINING_TOKENS] = [819.2, 0.0, 0.0]
+    many[0][0, :, schema.EXPECTED_REMAINING_TOKENS] = [819_200.0, 8192.0, 0.0]
+    usual, long = _by_name(View(*few)), _by_name(View(*many))
+    assert usual["expected_remaining_bounded"][0] == pytest.approx(0.1)
+    assert usual["expected_output_bounded"][0] == pytest.approx(100 / 256)
+    np.testing.assert_allclose(long["expected_remaining_bounded"], [1.0 + math.log(100.0), 1.0, 0.0], rtol=1e-6)
+    np.testing.assert_allclose(long["expected_output_bounded"], 1.5 * (1.0 + math.log(100.0 / 1.5)), rtol=1e-6)
+    assert long["expected_decode_bounded"][0] < 1.5 * (1.0 + math.log(819_200.0 / 64))
 
 
 def test_where_a_conversation_is_at_home_and_what_moving_it_costs_by_hand() -> None:

@@ -91,8 +91,7 @@ def test_hardware_of_its_own_is_not_replaced(tmp_path):
 def test_the_generalist_is_not_trained_on_the_hardware_that_tests_it():
     """What `suite/hardware` runs on is in no training with undeclared speeds, but for conversations.
 
-    Nor is it drawn for scenarios that somebody thought of. On those that are drawn as a whole the policy
-    teaches itself where prompts share nothing.
+    Nor is it drawn for scenarios that somebody thought of. And the clusters of docs/unseen.md are in none.
     """
     recipe = argparse.Namespace(
         config=generalist.GENERALIST.with_suffix(".yaml"), set=[], scenarios=None, out=Path("runs")
@@ -112,8 +111,5 @@ def test_the_generalist_is_not_trained_on_the_hardware_that_tests_it():
     whole = [scenario for scenario in trained if scenario.name.startswith("drawn~")]
     drawn = {pair for each in trained if "~" in each.name and each not in whole for pair in hardware(each)}
     assert drawn and not drawn & {pair for each in tested for pair in hardware(each)}
-    taught_by_itself = {scenario.name for scenario in whole if scenario in alone}
-    assert len(taught_by_itself) == 20
-    for stage in ("unite_7", "unite_8"):
-        assert trainings[stage].config.teacher == "runs/unite_6/policy.onnx"
-        assert not taught_by_itself & {*trainings[stage].config.teachers}
+    measured = {f"drawn~{number}" for number in range(1000, 1024)}
+    assert len(whole) > 200 and not measured & {scenario.name for scenario in whole}

@@ -4,6 +4,7 @@ One compiled function serves simulator and gateway. Constants are fixed, not lea
 is trained and what is exported see the same numbers. Times are in the cluster's own unit, the decode
 iteration of its fastest replica: where everything takes half as long, every feature is as before, and so
 is the best decision. They stay linear or logarithmic, so that nothing saturates in the operating range.
+Where answers are long, the expected ones become many times what most clusters show: those are `bounded`.
 """
 
 import math
@@ -55,8 +56,8 @@ FEATURES: tuple[str, ...] = (
     "request_prefill_time",
     "decoding_requests",
     "decodes_delayed_time",
-    "expected_remaining_tokens",
-    "expected_decode_time",
+    "expected_remaining_bounded",
+    "expected_decode_bounded",
     "expected_decode_above_least",
     "context_tokens",
     "kv_fraction",
@@ -73,7 +74,7 @@ FEATURES: tuple[str, ...] = (
     "scrape_age",
     "prompt_tokens",
     "prompt_log",
-    "expected_output_tokens",
+    "expected_output_bounded",
     "available",
     "expected_hit",
     "hit_below_most",
@@ -102,6 +103,15 @@ FEATURES: tuple[str, ...] = (
 NUM_FEATURES = len(FEATURES)
 SCHEMA_HASH = schema_hash(FEATURES)
 """Carried by every exported policy; another hash is refused."""
+
+
+@njit(inline=True)
+def bounded(value: float, most: float) -> float:
+    """`value` up to `most`, from there on its logarithm, with the same slope at `most`.
+
+    A network that has learnt from values up to `most` makes anything of those far beyond (docs/experiments.md).
+    """
+    return value if value <= most else most * (1.0 + math.log(value / most))
 
 
 @njit()
@@ -236,8 +246,8 @@ def features(
         to[4] = 4.0 * own
         to[5] = decoding / 32.0
         to[6] = math.log1p(decoding * own)
-        to[7] = row[EXPECTED_REMAINING_TOKENS] / 8192.0
-        to[8] = decode / 64.0
+        to[7] = bounded(row[EXPECTED_REMAINING_TOKENS] / 8192.0, 1.0)
+        to[8] = bounded(decode / 64.0, 1.5)
         to[9] = (decode - least_decode) / 64.0
         to[10] = row[CONTEXT_TOKENS] / 65536.0
         to[11] = (row[CONTEXT_TOKENS] + row[PENDING_PREFILL_TOKENS]) / row[KV_CAPACITY_TOKENS]
@@ -254,7 +264,7 @@ def features(
         to[22] = row[SCRAPE_AGE_S]
         to[23] = prompt / 2048.0
         to[24] = math.log1p(prompt) / 8.0
-        to[25] = request[EXPECTED_OUTPUT_TOKENS] / 256.0
+        to[25] = bounded(request[EXPECTED_OUTPUT_TOKENS] / 256.0, 1.5)
         to[26] = 1.0 if row[AVAILABLE] != 0.0 else 0.0
         to[27] = row[EXPECTED_PREFIX_HIT_TOKENS] / max(prompt, 1.0)
         # The logarithm tells a block less from none less, however long the prompt.
