@@ -50,6 +50,20 @@ def test_it_does_not_fail_with_shared_prompts_on_clusters_that_it_never_saw(name
     assert max(found.values()) < 1.15, found
 
 
+@pytest.mark.parametrize("name", ["drawn~703@0.6", "drawn~1328@0.7"])
+def test_it_spreads_long_answers(name):
+    """One that had never seen a hundred of them decode on each replica was 3 to 33 times as bad."""
+    found = ratios(name)
+    assert max(found.values()) < 1.05, found
+
+
+@pytest.mark.parametrize("name", ["drawn~264@0.7", "drawn~1354@0.7"])
+def test_it_gets_along_with_other_routers_before_unequal_replicas(name):
+    """One that had met few of them was 1.2 to 1.3 times as bad as the best heuristic."""
+    found = ratios(name)
+    assert max(found.values()) < 1.15, found
+
+
 def test_it_does_not_fail_in_waves():
     """Long waves are rare: few runs show what a policy does in them."""
     found = ratios("chat-mmpp@0.8", "chat-flash-crowd@0.85", seeds=16, requests=2000)
