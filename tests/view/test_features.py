@@ -231,8 +231,12 @@ def test_what_is_expected_of_long_answers_is_bounded() -> None:
     usual, long = _by_name(View(*few)), _by_name(View(*many))
     assert usual["expected_remaining_bounded"][0] == pytest.approx(0.1)
     assert usual["expected_output_bounded"][0] == pytest.approx(100 / 256)
-    np.testing.assert_allclose(long["expected_remaining_bounded"], [1.0 + math.log(100.0), 1.0, 0.0], rtol=1e-6)
-    np.testing.assert_allclose(long["expected_output_bounded"], 1.5 * (1.0 + math.log(100.0 / 1.5)), rtol=1e-6)
+    np.testing.assert_allclose(
+        long["expected_remaining_bounded"], [1.0 + math.log(100.0), 1.0, 0.0], rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        long["expected_output_bounded"], 1.5 * (1.0 + math.log(100.0 / 1.5)), rtol=1e-6
+    )
     assert long["expected_decode_bounded"][0] < 1.5 * (1.0 + math.log(819_200.0 / 64))
 
 

@@ -109,7 +109,7 @@ SCHEMA_HASH = schema_hash(FEATURES)
 def bounded(value: float, most: float) -> float:
     """`value` up to `most`, from there on its logarithm, with the same slope at `most`.
 
-    A network that has learnt from values up to `most` makes anything of those far beyond (docs/experiments.md).
+    A network that learnt from values up to `most` makes anything of those far beyond (docs/experiments.md).
     """
     return value if value <= most else most * (1.0 + math.log(value / most))
 
