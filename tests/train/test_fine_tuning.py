@@ -68,6 +68,6 @@ def test_fine_tuning_improves_the_packaged_policy_on_a_cluster_that_it_has_never
         "keep": "last",
     }
     config = TrainConfig.model_validate(with_defaults(with_network(settings)))
-    result = train(config, [load_variant("drawn~206")], tmp_path / "run", False)
+    result = train(config, [load_variant("drawn~202")], tmp_path / "run", False)
     first, last = result.history[0]["objective"], result.history[-1]["objective"]
     assert last < first - 0.005
