@@ -7,7 +7,8 @@ the other, each from where the one before ended, on the recipe's scenarios and t
 stage with `kinds` is several trainings, each on scenarios of one kind alone, which then teach these
 scenarios in the next stage without, as far as it has them (where several know a scenario, the last one
 does); where `teacher`, `teachers` or `start_from` name a stage or a kind (`specialise/chat`), its policy is
-meant. A stage with `mean_of` trains nothing: it is the mean of the stages that it names
+meant. `taught_by` is `teachers` the other way round: who teaches, and which scenarios (the last one counts;
+`teachers` goes before it). A stage with `mean_of` trains nothing: it is the mean of the stages that it names
 (`policy/averaging.py`). What ships is the last stage's policy. It replaces generalist.onnx beside that file,
 and how the training went replaces generalist.json. `--set` changes a setting of all stages for a trial,
 `--scenarios` the scenarios; `--no-install` leaves the package alone. An interrupted run goes on with the
@@ -89,16 +90,18 @@ def settings(options: argparse.Namespace) -> list[Stage]:
         shared = {"start_from": before, **content.get("training", {}), **own}
         kinds = shared.pop("kinds", None)
         more = _flat(shared.pop("scenarios", []))
-        if kinds is not None and more:
+        taught_by = shared.pop("taught_by", {})
+        if kinds is not None and (more or taught_by):
             raise FairleadError(
-                f"{options.config}, stage {stage}: its kinds name their scenarios, and it others"
+                f"{options.config}, stage {stage}: its kinds name their scenarios and teachers, and it others"
             )
         if kinds is None:
-            its = everything if options.scenarios else [*everything, *more]
+            its = everything if options.scenarios else [*everything, *_besides(everything, more)]
             here = {scenario.name for scenario in scenario_list(its)} if taught else set()
             known = {name: training for name, training in taught.items() if name in here}
-            if known:
-                shared["teachers"] = {**known, **shared.get("teachers", {})}
+            assigned = {name: who for who, names in taught_by.items() for name in _flat(names)}
+            if known or assigned:
+                shared["teachers"] = {**known, **assigned, **shared.get("teachers", {})}
             trainings = {stage: (shared, its)}
             before, taught = stage, {}
         else:
@@ -121,6 +124,12 @@ def _parts(
         if name not in policies:
             raise FairleadError(f"{options.config}, stage {stage}: no stage before it is called {name!r}")
     return list(own["mean_of"])
+
+
+def _besides(these: list[str], more: list[str]) -> list[str]:
+    """`more` without what is there already, each once: lists that aliases repeat overlap."""
+    there = {scenario.name for scenario in scenario_list(these)} if more else set()
+    return [name for name in dict.fromkeys(more) if name not in there]
 
 
 def _flat(names: list[Any]) -> list[str]:

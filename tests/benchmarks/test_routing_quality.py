@@ -139,6 +139,27 @@ def test_kinds_teach_their_scenarios_in_the_next_stage(tmp_path):
     assert unite.scenarios == [*first.scenarios, "drawn~1", "drawn~2"]
 
 
+def test_who_teaches_can_be_said_once_for_many_scenarios(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    unite = {
+        "scenarios": [["drawn~1", "drawn~2"], ["drawn~2", "drawn~3", "chat-equal"]],
+        "taught_by": {"first": [["drawn~1", "drawn~2"], "chat-equal"], "least_work": ["drawn~2"]},
+        "teachers": {"chat-equal": "lor"},
+    }
+    kinds = {"a": {"scenarios": ["chat-equal", "chat-stale"]}}
+    stages = {"first": {}, "alone": {"kinds": kinds}, "unite": unite}
+    content = {"scenarios": ["chat-equal", "chat-stale"], "stages": stages}
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    (united,) = generalist.settings(recipe(config=path))[-1].trainings
+    assert united.scenarios == ["chat-equal", "chat-stale", "drawn~1", "drawn~2", "drawn~3"]
+    assert united.config.teachers == {
+        "chat-equal": "lor",
+        "chat-stale": "runs/alone/a/policy.onnx",
+        "drawn~1": "runs/first/policy.onnx",
+        "drawn~2": "least_work",
+    }
+
+
 def test_the_generalist_is_trained_stage_by_stage(tmp_path, monkeypatch):
     """Each stage goes on from the last one's policy; called again, nothing is trained again."""
     small = {
