@@ -215,6 +215,9 @@ def test_what_is_remembered_follows_the_size_of_the_kv_cache(play, known_by):
         # Tokens of this text turn out to have eight bytes.
         gateway.prompts.learn("m", 80_000, 10_000)
         await world.until(lambda: ends[backend.row, MOST] == 2000, "twice as many chunks")
+        # Another three gateways before the same backends, as the settings read again say.
+        gateway.reload(gateway.settings.model_copy(update={"gateways": 4}))
+        await world.until(lambda: ends[backend.row, MOST] == 500, "a quarter of them")
 
     play(scene, backends=1, before=before)
 

@@ -377,6 +377,21 @@ def test_a_small_memory_forgets_and_the_engine_does_not() -> None:
     assert found[2] == 40
 
 
+@pytest.mark.parametrize(("routers", "remembered"), [(1, 40), (2, 40), (5, 16)])
+def test_routers_count_on_their_part_of_a_cache(routers: int, remembered: int) -> None:
+    """Of 100 blocks five routers have 20 each: 16 of another prompt leave room for 4 of 10."""
+    chain = list(range(10))
+    requests = alike([0.0, 5.0, 9.0], [41, 64, 41], [1, 1, 1], [chain, list(range(100, 116)), chain])
+    requests = replace(requests, router=np.zeros(3, np.int64))
+    made = replace(fleet(blocks=100), routers=routers)
+    assert made.memory_blocks.tolist() == [100 // routers]
+    cluster = Clusters([made], [requests])
+    for _ in range(3):
+        expected = cluster.observe().replicas[0, 0, schema.EXPECTED_PREFIX_HIT_TOKENS]
+        cluster.route(np.zeros(1, np.int64))
+    assert expected == remembered
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_engine_agrees_with_the_twin_when_replicas_die_and_routers_err(seed: int) -> None:
     """A replica that returns has nothing cached, and no router believes that it has."""

@@ -375,7 +375,8 @@ class Gateway:
         """Remember of what `backend` was sent in proportion to its KV cache, if its size is known."""
         read = 0 if backend.reading is None else backend.reading.kv_capacity_tokens
         if capacity := backend.settings.kv_capacity_tokens or read:
-            self.prefixes.fit(backend.row, capacity, self.prompts.bytes_per_token(backend.models))
+            own = capacity / self.settings.gateways
+            self.prefixes.fit(backend.row, own, self.prompts.bytes_per_token(backend.models))
 
     def ended(self, exchange: Exchange, backend: Backend | None) -> None:
         """Book an exchange that is over; `backend` is where it was last."""

@@ -348,6 +348,8 @@ class GatewaySettings(Section):
     backends: tuple[BackendSettings, ...] = ()
     """At least one, unless they are discovered or the admin API will add them."""
     discovery: Discovery | None = None
+    gateways: Count = 1
+    """How many gateways share the backends, this one included: each counts on its part of their KV caches."""
     api_keys: tuple[str, ...] = ()
     """Clients must send one of them as `Authorization: Bearer ...`; none: open to all. `$NAME` reads the
     environment variable NAME. They are not passed on."""

@@ -49,7 +49,7 @@ class Fleet:
     prefix_caching: bool = False
     """Whether replicas keep full blocks cached."""
     prefix_memory_blocks: int | None = None
-    """Blocks of prompts and answers that a router remembers per replica; None: as many as the replica has."""
+    """Blocks of prompts and answers that a router remembers per replica; None: its part of what that has."""
 
     def __post_init__(self) -> None:
         """No tables stands for none on any replica; all speeds are declared unless it is said otherwise.
@@ -69,11 +69,14 @@ class Fleet:
 
     @property
     def memory_blocks(self) -> npt.NDArray[np.int64]:
-        """(R,) blocks that a router remembers of what it sent to each replica: none without caching."""
+        """(R,) blocks that a router remembers of what it sent to each replica: none without caching.
+
+        Of M routers that share a cache each has an M-th to itself: what the others send displaces the rest.
+        """
         if not self.prefix_caching:
             return np.zeros_like(self.kv_blocks)
         if self.prefix_memory_blocks is None:
-            return self.kv_blocks
+            return np.maximum(1, self.kv_blocks // self.routers)
         return np.full_like(self.kv_blocks, self.prefix_memory_blocks)
 
     @property

@@ -159,7 +159,8 @@ class ViewOptions(Section):
     speeds_declared: bool = True
     """Whether each replica's speed is declared to the routers; if not, all are like the fastest at first."""
     prefix_memory_blocks: int | None = Field(default=None, ge=0)
-    """KV blocks of prompts and answers that the router remembers per replica; default: as many as it has."""
+    """KV blocks of prompts and answers that a router remembers per replica; default: as many as it has,
+    shared evenly among the routers."""
     prompt_estimate_error: float = Field(default=0.0, ge=0, lt=1)
     """0.3: the router's token counts of prompts are off by a factor drawn evenly from 0.7 to 1.3."""
 
