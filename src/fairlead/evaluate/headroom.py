@@ -19,11 +19,11 @@ import platformdirs
 
 import fairlead.workload
 from fairlead.compiled import source_digest
-from fairlead.errors import FairleadError
 from fairlead.evaluate.phrasing import LABELS, listing
 from fairlead.evaluate.results import Record
 from fairlead.evaluate.statistics import Verdict, compare
 from fairlead.evaluate.tournament import simulate
+from fairlead.kept import keep
 from fairlead.policy.catalogue import find_router
 from fairlead.policy.heuristics import HEURISTICS
 from fairlead.simulator.capacity import capacity_rps
@@ -149,7 +149,7 @@ def headroom(
     if known is not None:
         return known
     found = measure(scenario, load, seeds, requests)
-    _store(path, found)
+    keep(path, found.model_dump_json(), "headroom")
     return found
 
 
@@ -212,13 +212,3 @@ def _read(path: Path) -> Headroom | None:
     except (OSError, ValueError):
         # Absent, or half written by something else: measuring again is always right.
         return None
-
-
-def _store(path: Path, found: Headroom) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(found.model_dump_json(), encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        raise FairleadError(f"cannot keep the measured headroom in {path}: {error.strerror}") from None

@@ -17,7 +17,7 @@ import numpy as np
 import platformdirs
 
 from fairlead import compiled
-from fairlead.errors import FairleadError
+from fairlead.kept import keep
 from fairlead.simulator.cluster import Clusters
 from fairlead.simulator.fleet import Fleet, build_fleet
 from fairlead.workload.requests import Requests, repeated
@@ -61,7 +61,7 @@ def capacity_rps(scenario: Scenario, *, measuring: Callable[[], None] | None = N
         if measuring is not None:
             measuring()
         measured = measure_capacity_rps(scenario)
-        _store(path, measured)
+        keep(path, json.dumps({"capacity_rps": measured}), "capacity")
     _memory[key] = measured
     return measured
 
@@ -112,13 +112,3 @@ def _backlog(scenario: Scenario, rate: float) -> Requests:
     drawn = workload.requests(count, rate, 0, "train", block_size)
     # A short trace is repeated: a backlog must outlast the filling of the batch.
     return repeated(replace(drawn, arrival_s=np.zeros(count)), BACKLOG)
-
-
-def _store(path: Path, capacity: float) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps({"capacity_rps": capacity}))
-        part.replace(path)
-    except OSError as error:
-        raise FairleadError(f"cannot keep the measured capacity in {path}: {error.strerror}") from None
