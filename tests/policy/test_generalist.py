@@ -64,6 +64,22 @@ def test_it_gets_along_with_other_routers_before_unequal_replicas(name):
     assert max(found.values()) < 1.15, found
 
 
+@pytest.mark.parametrize("name", ["drawn~1408", "drawn~1467"])
+def test_it_counts_on_its_part_of_caches_that_routers_share(name):
+    """Taking the whole for its own, it went where others had displaced what it looked for."""
+    scenario = load_variant(name)
+    blocks = scenario.engine.num_gpu_blocks
+    whole = scenario.model_copy(
+        update={"view": scenario.view.model_copy(update={"prefix_memory_blocks": blocks})}
+    )
+    router = find_router(f"fairlead/generalist@{DEFAULT_FAVOR}")
+    own, all_of_it = (
+        np.mean([outcome.ttft_s.mean() for outcome in simulate(each, 0.7, router, range(8), 1500)])
+        for each in (scenario, whole)
+    )
+    assert own < 0.97 * all_of_it
+
+
 def test_it_does_not_fail_in_waves():
     """Long waves are rare: few runs show what a policy does in them."""
     found = ratios("chat-mmpp@0.8", "chat-flash-crowd@0.85", seeds=16, requests=2000)
