@@ -1,8 +1,7 @@
 """Measurements that are kept between runs: small files, each there as a whole or not at all."""
 
-import os
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from tempfile import TemporaryDirectory
 
 from fairlead.errors import FairleadError
 
@@ -15,9 +14,10 @@ def keep(path: Path, text: str, what: str) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A name of its own: several processes may have measured the same.
-        with NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".part", delete=False) as part:
-            part.write(text)
-        os.replace(part.name, path)
+        # In a place of its own, which vanishes: several processes may have measured the same.
+        with TemporaryDirectory(dir=path.parent) as own:
+            part = Path(own) / path.name
+            part.write_text(text, encoding="utf-8")
+            part.replace(path)
     except OSError as error:
         raise FairleadError(f"cannot keep the measured {what} in {path}: {error.strerror}") from None
