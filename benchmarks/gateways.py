@@ -49,6 +49,7 @@ from fairlead.errors import FairleadError
 from fairlead.evaluate.live import LiveRun, replay
 from fairlead.evaluate.statistics import compare
 from fairlead.evaluate.tournament import simulate_once
+from fairlead.files import write_text
 from fairlead.policy.catalogue import find_router
 from fairlead.simulator.capacity import capacity_rps
 from fairlead.simulator.fleet import build_fleet
@@ -496,9 +497,7 @@ def earlier(path: Path | None) -> list[Row]:
 def save(path: Path | None, documents: list[Row]) -> None:
     """Write the file, whole or not at all."""
     if path is not None:
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps({"settings": documents}, indent=2), encoding="utf-8")
-        os.replace(partial, path)
+        write_text(path, json.dumps({"settings": documents}, indent=2))
 
 
 if __name__ == "__main__":

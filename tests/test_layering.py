@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "fairlead"
 
-BASE = {"errors", "rng", "compiled", "kept", "section"}
+BASE = {"errors", "rng", "compiled", "files", "section"}
 UP_TO_SIMULATOR = BASE | {"workload", "view", "simulator"}
 UP_TO_EVALUATE = UP_TO_SIMULATOR | {"calibrate", "vidur", "env", "policy", "evaluate"}
 
@@ -20,7 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "rng": {"errors"},
     "compiled": {"errors"},
-    "kept": {"errors"},
+    "files": {"errors"},
     "section": {"errors"},
     "workload": BASE,
     "view": BASE,

@@ -1,11 +1,11 @@
-"""Nothing is overwritten, nothing is left half written."""
+"""Nothing is overwritten."""
 
 from pathlib import Path
 
 import pytest
 
 from fairlead.errors import FairleadError
-from fairlead.evaluate.files import RUN_FILES, atomic, prepare_output_directory, write_text
+from fairlead.evaluate.files import RUN_FILES, prepare_output_directory
 
 
 def test_a_new_directory_is_made_with_its_parents(tmp_path: Path) -> None:
@@ -27,15 +27,3 @@ def test_a_file_is_not_a_directory(tmp_path: Path) -> None:
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(FairleadError):
             prepare_output_directory(path)
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "results.json"
-    write_text(path, "old")
-    with pytest.raises(RuntimeError), atomic(path) as partial:
-        partial.write_text("half")
-        raise RuntimeError
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-    write_text(path, "new")
-    assert path.read_text() == "new"

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from fairlead import rng
 from fairlead.errors import FairleadError
-from fairlead.evaluate.files import DEPENDENCE_FILE, write_text
+from fairlead.evaluate.files import DEPENDENCE_FILE
+from fairlead.files import write_text
 from fairlead.simulator.capacity import capacity_rps
 from fairlead.simulator.cluster import Clusters
 from fairlead.simulator.fleet import build_fleet

@@ -1,39 +1,17 @@
-"""Writing results so that nothing is ever overwritten by accident or left half written."""
+"""The files of a run's results, none of which is ever overwritten by accident."""
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from fairlead.errors import FairleadError
+from fairlead.files import partial_file
 
 RESULTS_FILE = "results.json"
 REQUESTS_FILE = "requests.parquet"
 REPORT_FILE = "report.html"
 DEPENDENCE_FILE = "dependence.json"
 RUN_FILES: tuple[str, ...] = (RESULTS_FILE, REQUESTS_FILE, REPORT_FILE, DEPENDENCE_FILE)
-
-
-def partial_file(path: Path) -> Path:
-    """Where `path` is written until it is complete; in the same directory, so that renaming is atomic."""
-    return path.with_name(f".{path.name}.partial")
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """Yields a file to write to, which becomes `path` when the block ends, or vanishes if it raises."""
-    partial = partial_file(path)
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write or replace a text file, all of it or nothing."""
-    with atomic(path) as partial:
-        partial.write_text(text, encoding="utf-8")
 
 
 def prepare_output_directory(path: str | Path, names: Sequence[str] = RUN_FILES) -> Path:

@@ -23,7 +23,7 @@ from fairlead.evaluate.phrasing import LABELS, listing
 from fairlead.evaluate.results import Record
 from fairlead.evaluate.statistics import Verdict, compare
 from fairlead.evaluate.tournament import simulate
-from fairlead.kept import keep
+from fairlead.files import keep
 from fairlead.policy.catalogue import find_router
 from fairlead.policy.heuristics import HEURISTICS
 from fairlead.simulator.capacity import capacity_rps

@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fairlead.errors import FairleadError
-from fairlead.evaluate.files import REQUESTS_FILE, atomic
+from fairlead.evaluate.files import REQUESTS_FILE
 from fairlead.evaluate.results import Configuration
+from fairlead.files import atomic
 from fairlead.simulator.outcomes import FloatArray, Outcomes
 
 HASH_KEY = b"fairlead_configuration_hash"

@@ -18,8 +18,8 @@ import fairlead.workload
 from fairlead.compiled import source_digest
 from fairlead.errors import FairleadError
 from fairlead.evaluate.contest import NEEDED, Contest, Values
-from fairlead.evaluate.files import write_text
 from fairlead.evaluate.tournament import simulate
+from fairlead.files import write_text
 from fairlead.policy.catalogue import Entry, find_router
 from fairlead.policy.heuristics import HEURISTICS, Lookahead
 from fairlead.policy.packaged import policy_path

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from fairlead.errors import FairleadError
 from fairlead.evaluate import figures
 from fairlead.evaluate.dependence import read_dependence
-from fairlead.evaluate.files import REPORT_FILE, REQUESTS_FILE, write_text
+from fairlead.evaluate.files import REPORT_FILE, REQUESTS_FILE
 from fairlead.evaluate.per_request import configuration_hash, read_requests
 from fairlead.evaluate.phrasing import (
     HEADLINE,
@@ -28,6 +28,7 @@ from fairlead.evaluate.phrasing import (
 )
 from fairlead.evaluate.results import ComparisonRow, Results, RouterInfo, load_results
 from fairlead.evaluate.words import headline, setting_words
+from fairlead.files import write_text
 from fairlead.simulator.metrics import METRICS, measured_window
 from fairlead.simulator.outcomes import FloatArray
 

@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 
 from fairlead import __version__
 from fairlead.errors import FairleadError
-from fairlead.evaluate.files import RESULTS_FILE, write_text
+from fairlead.evaluate.files import RESULTS_FILE
+from fairlead.files import write_text
 from fairlead.simulator.metrics import METRICS
 
 RouterKind = Literal["heuristic", "lookahead", "learned"]

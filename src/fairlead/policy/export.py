@@ -5,7 +5,6 @@ by node: a dozen nodes are easier to trust than a tracer, and the batch and the 
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from fairlead import __version__
 from fairlead.errors import FairleadError
+from fairlead.files import atomic
 from fairlead.policy.forward import MASKED
 from fairlead.view.features import FEATURES
 from fairlead.view.schema import schema_hash
@@ -254,6 +254,5 @@ def export_onnx(
         },
     )
     onnx.checker.check_model(model, full_check=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(model.SerializeToString())
-    os.replace(partial, path)
+    with atomic(path) as partial:
+        partial.write_bytes(model.SerializeToString())

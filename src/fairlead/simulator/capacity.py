@@ -17,7 +17,7 @@ import numpy as np
 import platformdirs
 
 from fairlead import compiled
-from fairlead.kept import keep
+from fairlead.files import keep
 from fairlead.simulator.cluster import Clusters
 from fairlead.simulator.fleet import Fleet, build_fleet
 from fairlead.workload.requests import Requests, repeated

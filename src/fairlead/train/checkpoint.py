@@ -1,6 +1,5 @@
 """Checkpoints: everything that a bit-exact continuation needs, complete on disk or not there at all."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 
 from fairlead.errors import FairleadError
+from fairlead.files import atomic
 from fairlead.train.config import TrainConfig
 
 VERSION = 3
@@ -48,12 +48,8 @@ def save(path: Path, contents: Mapping[str, Any], config: TrainConfig) -> None:
     }
     if set(whole) != FIELDS:
         raise ValueError(f"not the contents of a checkpoint: {sorted(set(whole) ^ FIELDS)}")
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        torch.save(whole, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    with atomic(path) as partial:
+        torch.save(whole, partial)
 
 
 def load(path: Path, config: TrainConfig) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """A number that is not finite ends training, with everything that is needed to see why."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 
 from fairlead.errors import FairleadError
+from fairlead.files import atomic
 
 FAILURE_FILE = "failure.pt"
 
@@ -24,7 +24,7 @@ class NotFinite(FairleadError):
 def dump(error: NotFinite, directory: Path, **more: Any) -> Path:
     """Write what `error` carries, and more, to `failure.pt`; returns its path."""
     path = directory / FAILURE_FILE
-    partial = path.with_name(path.name + ".partial")
-    torch.save({"message": str(error), "culprit": error.culprit, "tensors": error.tensors, **more}, partial)
-    os.replace(partial, path)
+    whole = {"message": str(error), "culprit": error.culprit, "tensors": error.tensors, **more}
+    with atomic(path) as partial:
+        torch.save(whole, partial)
     return path

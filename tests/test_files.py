@@ -1,4 +1,4 @@
-"""Measurements that are kept between runs."""
+"""Nothing is left half written."""
 
 import json
 from concurrent.futures import ProcessPoolExecutor
@@ -8,7 +8,19 @@ from pathlib import Path
 import pytest
 
 from fairlead.errors import FairleadError
-from fairlead.kept import keep
+from fairlead.files import atomic, keep, write_text
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    write_text(path, "old")
+    with pytest.raises(RuntimeError), atomic(path) as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+    write_text(path, "new")
+    assert path.read_text() == "new"
 
 
 def keep_often(path: Path) -> None:
