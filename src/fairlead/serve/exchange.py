@@ -5,23 +5,21 @@ sent, the answer is passed on piece by piece. Before the first byte of an answer
 start again with another backend; after that it can only end. Every path ends in `_end`, exactly once.
 """
 
-from collections.abc import Sequence
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from fairlead.serve.backend import Backend
+from fairlead.serve.dispatcher import Dispatcher
 from fairlead.serve.facts import GENERATE, Facts, partial_facts, read_facts, repeatable
 from fairlead.serve.heads import request_head
-from fairlead.serve.ledger import OTHER, STREAM, WHOLE, Entry, Ledger
+from fairlead.serve.ledger import OTHER, STREAM, WHOLE, Entry
 from fairlead.serve.messages import Headers, answer, error_body
-from fairlead.serve.prompt_tokens import PromptCounter
 from fairlead.serve.relay import Relay
 from fairlead.serve.request import Request
-from fairlead.serve.settings import Limits, Timeouts
-from fairlead.serve.tokens import PromptEstimate, Usage
+from fairlead.serve.tokens import Usage
 from fairlead.serve.totals import TOTALLED, asking
 from fairlead.serve.upstream import UpstreamConnection
 
@@ -31,65 +29,6 @@ if TYPE_CHECKING:
 _SERVER_ERRORS = (500, 504)
 CLIENT_LEFT = 499
 """What logs say of a request whose client left before its answer was complete (as nginx has it)."""
-
-
-class Tracer(Protocol):
-    """What an exchange needs of tracing."""
-
-    def headers(self, span: "Span") -> Headers:
-        """What tells a backend that its work belongs to `span`."""
-        ...
-
-
-class Dispatcher(Protocol):
-    """What an exchange needs of its gateway."""
-
-    limits: Limits
-    timeouts: Timeouts
-    ledger: Ledger
-    prompts: PromptEstimate
-    counter: PromptCounter | None
-    """Counts prompts, if that is configured."""
-    keyed: bool
-    """Whether clients authenticate themselves to the gateway."""
-    orca: bool
-    """Whether to ask backends for load reports."""
-    ask_usage: bool
-    """Whether to ask for the `usage` of every stream."""
-    attempts: int
-    """Backends tried for one request, at most."""
-    retry_statuses: frozenset[int]
-
-    @property
-    def traces(self) -> Tracer | None:
-        """None: requests are not traced."""
-
-    def place(self, exchange: "Exchange") -> Backend | None:
-        """Choose a backend; None if the exchange has to wait or has been answered."""
-
-    def remember(self, exchange: "Exchange", backend: Backend) -> None:
-        """It has been sent to `backend`: what later choices are to know of its prompt and conversation."""
-
-    def let_go(self, exchange: "Exchange", backend: Backend, answer: int) -> None:
-        """It is not at `backend` any more, where `answer` tokens were generated for it."""
-
-    def has_other(self, model: str, excluded: Sequence[Backend]) -> bool:
-        """Whether a backend besides `excluded` could take it."""
-
-    def gave_up_waiting(self, exchange: "Exchange") -> None:
-        """It was in the queue for too long."""
-
-    def failed(self, backend: Backend, reason: str) -> None:
-        """An attempt failed by the fault of `backend`."""
-
-    def went_wrong(self, backend: Backend) -> None:
-        """`backend` has answered with a server error, which is passed on."""
-
-    def released(self) -> None:
-        """A backend may take more."""
-
-    def ended(self, exchange: "Exchange", backend: Backend | None) -> None:
-        """The exchange is over."""
 
 
 class Exchange:
@@ -131,7 +70,7 @@ class Exchange:
         "waiting",
     )
 
-    def __init__(self, gateway: Dispatcher, request: Request, request_id: bytes) -> None:
+    def __init__(self, gateway: "Dispatcher[Exchange]", request: Request, request_id: bytes) -> None:
         """A request whose head has come."""
         self._gateway = gateway
         self.request = request
