@@ -26,7 +26,7 @@ from fairlead.serve.backend import Histogram
 from fairlead.serve.decisions import load_routers
 from fairlead.serve.frontend import ClientConnection
 from fairlead.serve.gateway import Gateway
-from fairlead.serve.messages import answer, error_body
+from fairlead.serve.messages import NOT_JSON, answer, error_body
 from fairlead.serve.monitor import Monitor
 from fairlead.serve.request import Request, Sink
 from fairlead.serve.settings import BackendSettings, Limits, Policy
@@ -83,6 +83,8 @@ class Administration:
             send(await self._changed(method, path, body))
         except FairleadError as error:
             send(_error(422, str(error)))
+        except Exception as error:  # a caller is told, whatever it is
+            send(_error(500, f"{type(error).__name__}: {error}"))
 
     async def _changed(self, method: str, path: str, body: bytes) -> Reply:
         gateway = self.gateway
@@ -102,9 +104,7 @@ class Administration:
         elif len(parts) == 3 and parts[0] == "backends" and method == "POST" and parts[2] == "drain":
             gateway.drain(gateway.find(parts[1]), remove=False)
         elif len(parts) == 3 and parts[0] == "backends" and method == "POST" and parts[2] == "resume":
-            backend = gateway.find(parts[1])
-            backend.draining = backend.leaving = False
-            gateway.released()
+            gateway.keep(gateway.find(parts[1]))
         else:
             return _error(404, f"there is no {method} {path} here")
         return 200, JSON, msgspec.json.encode(self.status())
@@ -193,7 +193,14 @@ class _Call:
         request = self._request
         headers = ((b"Cache-Control", b"no-store"), (b"X-Content-Type-Options", b"nosniff"))
         request.connection.write(
-            answer(status, body, content_type=content_type, headers=headers, close=request.close)
+            answer(
+                status,
+                body,
+                content_type=content_type,
+                headers=headers,
+                close=request.close,
+                head_only=request.method == b"HEAD",
+            )
         )
         request.connection.answered(request)
 
@@ -215,7 +222,7 @@ def _quantiles(histogram: Histogram) -> dict[str, float | None]:
 def _decode(body: bytes) -> dict[str, Any]:
     try:
         content = msgspec.json.decode(body)
-    except msgspec.DecodeError as error:
+    except NOT_JSON as error:
         raise FairleadError(f"the body is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise FairleadError("the body must be a JSON object")

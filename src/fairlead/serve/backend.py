@@ -74,14 +74,23 @@ class Histogram:
         self.counts[i] += 1
 
 
+def pool_for(settings: BackendSettings, timeouts: Timeouts) -> Pool:
+    """Connections to the backend that `settings` describe.
+
+    Raises:
+        FairleadError: if its certificates cannot be used.
+    """
+    return Pool(settings.url, timeouts.connect, timeouts.pool_idle, settings.ca)
+
+
 class Backend:
     """One server behind the gateway."""
 
-    def __init__(self, settings: BackendSettings, ledger: Ledger, timeouts: Timeouts) -> None:
-        """Known from now on, taken to be healthy until it shows otherwise."""
+    def __init__(self, settings: BackendSettings, ledger: Ledger, pool: Pool) -> None:
+        """Known from now on, taken to be healthy until it shows otherwise; `pool` is of `pool_for`."""
         self.settings = settings
         self.name = settings.label
-        self.pool = Pool(settings.url, timeouts.connect, timeouts.pool_idle, settings.ca)
+        self.pool = pool
         rest = settings.url.partition("://")[2]
         authority, slash, path = rest.partition("/")
         self.authority = authority.encode()

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 
+from fairlead.errors import FairleadError
 from fairlead.serve.backend import Backend
 from fairlead.serve.gateway import Gateway
 from fairlead.serve.settings import BackendSettings
@@ -56,25 +57,29 @@ class Discovery:
         """Resolve the name once, and follow it."""
         try:
             addresses = await resolve(settings.host)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter: a name that cannot be one, such as `a..b`
             if not self._failing:
                 self._gateway.events("discovery_failed", host=settings.host, error=str(error))
             self._failing = True
             return
         self._failing = False
         hosts = [f"[{address}]" if ":" in address else address for address in addresses]
-        self.follow({f"{host}:{settings.port}": settings.backend_at(host) for host in hosts})
+        try:
+            self.follow({f"{host}:{settings.port}": settings.backend_at(host) for host in hosts})
+        except FairleadError as error:  # certificates that cannot be used, say
+            self._gateway.events("discovery_failed", host=settings.host, error=str(error))
 
     def follow(self, wanted: dict[str, BackendSettings]) -> None:
         """Take up the backends in `wanted` that are new; let go of those found before that are not in it."""
         gateway = self._gateway
         self._found = {name: each for name, each in self._found.items() if each in gateway.backends}
-        for name, backend in self._found.items():
+        for name, backend in list(self._found.items()):
             if name not in wanted and not backend.leaving:
                 gateway.drain(backend, remove=True)
+            elif name in wanted and backend.settings != wanted[name]:  # the template is another one now
+                self._found[name] = gateway.replace(backend, wanted[name])
             elif name in wanted and backend.leaving:
-                backend.draining = backend.leaving = False
-                gateway.released()
+                gateway.keep(backend)
         taken = {backend.name for backend in gateway.backends}
         for name, settings in wanted.items():
             if name not in taken:

@@ -5,6 +5,7 @@ sent, the answer is passed on piece by piece. Before the first byte of an answer
 start again with another backend; after that it can only end. Every path ends in `_end`, exactly once.
 """
 
+import asyncio
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -37,8 +38,10 @@ class Exchange:
     __slots__ = (
         "_asks",
         "_chunked_up",
+        "_connecting",
         "_entry",
         "_gateway",
+        "_held_up",
         "_parts",
         "_relay",
         "_size",
@@ -113,9 +116,11 @@ class Exchange:
         self._size = 0
         self._chunked_up = False
         self._upstream: UpstreamConnection | None = None
+        self._connecting: asyncio.Task[None] | None = None
         self._entry: Entry | None = None
         self._asks = False  # for `usage`, without its client's knowing
         self._stale = False
+        self._held_up = False  # by its client, which does not read
         self._relay: Relay | None = None  # once an answer is passed on
 
     # The request comes in.
@@ -175,6 +180,7 @@ class Exchange:
 
     def client_slow(self, slow: bool) -> None:
         """Let the backend wait while the client catches up."""
+        self._held_up = slow
         if self._upstream is not None:
             self._upstream.read(not slow)
 
@@ -192,7 +198,7 @@ class Exchange:
         backend.in_flight += 1
         backend.requests += 1
         self.deadline = self.decided + gateway.timeouts.first_byte
-        backend.pool.connect(self, fresh=self._stale)
+        self._connecting = backend.pool.connect(self, fresh=self._stale)
         # On its way: the books, which nobody reads before the next decision, need not hold it up.
         self._entry = gateway.ledger.routed(
             backend.row, self.prompt_estimate, self.decided, kind, self.expected_hit
@@ -206,9 +212,7 @@ class Exchange:
 
     def connected(self, connection: UpstreamConnection) -> None:
         """A connection is there: send head and body."""
-        if self.outcome:
-            connection.release()
-            return
+        self._connecting = None
         self._upstream = connection
         request = self.request
         body = b"".join(self._parts) if len(self._parts) > 1 else self._parts[0] if self._parts else b""
@@ -253,8 +257,8 @@ class Exchange:
 
     def connect_failed(self, reason: str) -> None:
         """No connection could be made: nothing has been sent, so any request may go elsewhere."""
-        if not self.outcome:
-            self._attempt_failed("connect", reason, sent=False)
+        self._connecting = None
+        self._attempt_failed("connect", reason, sent=False)
 
     def backend_slow(self, slow: bool) -> None:
         """Let the client wait while the backend catches up with the upload."""
@@ -330,6 +334,10 @@ class Exchange:
         """The deadline has passed."""
         if self.waiting:
             self._gateway.gave_up_waiting(self)
+        elif self._relay is not None and self._held_up:
+            # The client's fault, not the backend's; nor would it read that the answer ends.
+            self._end("client_stalled")
+            self.request.connection.cut(visible=False)
         elif self._relay is not None:
             self._cut(self._relay, "the answer stopped")
         else:
@@ -406,6 +414,9 @@ class Exchange:
 
     def _release(self) -> None:
         """Nothing of it is at a backend any more."""
+        if self._connecting is not None:  # else the connection would come to whatever is tried next
+            connecting, self._connecting = self._connecting, None
+            connecting.cancel()
         if self._upstream is not None:
             upstream, self._upstream = self._upstream, None
             upstream.drop()
@@ -424,7 +435,9 @@ class Exchange:
         self.deadline = float("inf")
         backend = self.backend
         if backend is not None:
-            if outcome == "ok" and self._entry is not None:
+            if outcome != "ok":
+                self.output_tokens = self._entry.streamed if self._entry is not None else 0
+            elif self._entry is not None:
                 entry, self._entry = self._entry, None
                 self._gateway.ledger.finished_with(entry, self.output_tokens)
                 self._gateway.let_go(self, backend, self.output_tokens)

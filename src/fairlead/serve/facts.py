@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from fairlead.serve.messages import NOT_JSON
+
 GENERATE = frozenset(
     (
         b"/v1/completions",
@@ -117,7 +119,7 @@ def read_facts(body: bytes, path: bytes) -> Facts:
     """The facts in a complete body; those of `unknown` if it is no JSON object."""
     try:
         parsed = _decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except NOT_JSON:
         return unknown(len(body))
     prompt = bytes(parsed.prompt) or bytes(parsed.messages) or bytes(parsed.input)
     size = len(prompt)

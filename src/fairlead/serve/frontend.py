@@ -45,6 +45,7 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_alike",
+        "_answering",
         "_application",
         "_broken",
         "_chunk_bytes",
@@ -57,6 +58,7 @@ class ClientConnection(asyncio.Protocol):
         "_queue",
         "_reading",
         "_resumed",
+        "_stuffed",
         "_transport",
         "deadline",
         "peer",
@@ -76,6 +78,8 @@ class ClientConnection(asyncio.Protocol):
         self._closing = False
         self._lingering = False
         self._reading = True
+        self._answering = False  # a part of the answer that is due has gone out
+        self._stuffed = False  # the client does not read what it was answered
         self._resumed = False  # an interrupted (upgrade) request's body is being parsed
         self.secure = secure
         self.peer = b""
@@ -112,7 +116,7 @@ class ClientConnection(asyncio.Protocol):
         """Parse what has come."""
         if self._closing or self._broken:
             return
-        if self._incoming is None and not self._queue:
+        if self._incoming is None and not self._queue and not self._stuffed:
             now = monotonic()
             self.deadline = now + self._application.timeouts.header
             cut = cut_length(data)
@@ -142,13 +146,17 @@ class ClientConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The client reads slowly."""
+        self._stuffed = True
         if self._queue and (sink := self._queue[0].sink) is not None:
             sink.client_slow(True)
 
     def resume_writing(self) -> None:
         """The client has caught up."""
+        self._stuffed = False
         if self._queue and (sink := self._queue[0].sink) is not None:
             sink.client_slow(False)
+        elif not self._closing:
+            self._go_on()
 
     # Called by the parser.
 
@@ -194,7 +202,8 @@ class ClientConnection(asyncio.Protocol):
         self._alike = _UNKNOWN
         self._queue.append(request)
         if len(self._queue) == 1:
-            self._begin(request)
+            if not self._stuffed:  # else its turn comes when the answers before it have been read
+                self._begin(request)
         elif len(self._queue) > self._application.limits.max_pipelined:
             request.refusal = (429, "too many requests ahead of their answers")
             request.close = True
@@ -209,9 +218,7 @@ class ClientConnection(asyncio.Protocol):
             request.refusal = (413, "the request's body is too large")
             if request.sink is None:
                 request.close = True
-            else:
-                sink, request.sink = request.sink, None
-                sink.client_left()
+            elif not self._give_up(request):
                 self._reject(request)
                 return
         if request.refusal is not None:
@@ -238,6 +245,7 @@ class ClientConnection(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         """Send a piece of the answer."""
         if not self._closing:
+            self._answering = True
             self._transport.write(data)
 
     def read(self, wanted: bool) -> None:
@@ -255,9 +263,18 @@ class ClientConnection(asyncio.Protocol):
             return
         request.sink = None
         self._queue.popleft()
+        self._answering = False
         if request.close or not request.complete:
             self.finish()
-            return
+        elif self._stuffed:
+            # Answers that nobody reads would pile up: no more requests until they have been read.
+            self.read(False)
+            self.deadline = monotonic() + self._application.timeouts.idle
+        else:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Take up the next request, or wait for it."""
         self.read(True)
         timeouts = self._application.timeouts
         self.deadline = monotonic() + (timeouts.keep_alive if self._incoming is None else timeouts.header)
@@ -273,10 +290,10 @@ class ClientConnection(asyncio.Protocol):
             return
         self._closing = True
         self._queue.clear()
-        if self._incoming is None or not self._transport.can_write_eof():
-            self._transport.close()
-            return
         self._lingering = True
+        if self._incoming is None or not self._transport.can_write_eof():
+            self._close()
+            return
         self.deadline = monotonic() + LINGER_S
         if not self._reading:
             self._transport.resume_reading()
@@ -293,7 +310,8 @@ class ClientConnection(asyncio.Protocol):
         self._closing = True
         self._queue.clear()
         if visible:
-            self._transport.close()
+            self._lingering = True
+            self._close()
         else:
             self._transport.abort()
 
@@ -308,10 +326,8 @@ class ClientConnection(asyncio.Protocol):
             self._transport.abort()
             return
         request = self._incoming
-        if request is not None and request.sink is not None:
-            sink, request.sink = request.sink, None
-            sink.client_left()
-        self._refuse(408, "the request did not come in time")
+        if request is None or request.sink is None or not self._give_up(request):
+            self._refuse(408, "the request did not come in time")
 
     # Inside.
 
@@ -329,6 +345,20 @@ class ClientConnection(asyncio.Protocol):
             request.complete = True
             sink.end()
 
+    def _close(self) -> None:
+        """Close when all has been sent; at the deadline if the client does not read it."""
+        self.deadline = monotonic() + self._application.timeouts.idle
+        self._transport.close()
+
+    def _give_up(self, request: Request) -> bool:
+        """Call off a request whose body goes wrong; if its answer has begun end that, and say so."""
+        sink, request.sink = request.sink, None
+        assert sink is not None
+        sink.client_left()
+        if self._answering:  # by now an error would stand in the middle of it
+            self.cut(visible=not request.old)
+        return self._answering
+
     def _feed(self, data: bytes) -> None:
         try:
             self._parser.feed_data(data)
@@ -342,9 +372,8 @@ class ClientConnection(asyncio.Protocol):
         """Refuse bytes that are not a request; answers to requests before them still go out."""
         request = self._incoming
         if request is not None and request.sink is not None:  # broken in the middle of the body
-            sink, request.sink = request.sink, None
-            sink.client_left()
-            self._refuse(400, "malformed HTTP")
+            if not self._give_up(request):
+                self._refuse(400, "malformed HTTP")
         elif self._queue and (request is None or self._queue[0] is not request):
             if request is None or not request.arrived:
                 request = self._incoming = Request(self)

@@ -4,7 +4,6 @@ Everything happens on one event loop, without a task per request: protocols call
 health checks, scrapes and the sweep of deadlines are tasks.
 """
 
-import asyncio
 import hmac
 import os
 from collections import deque
@@ -16,8 +15,8 @@ import msgspec
 
 from fairlead import rng
 from fairlead.errors import FairleadError
-from fairlead.serve.backend import Backend
-from fairlead.serve.decisions import Decider, PolicyFailed
+from fairlead.serve.backend import Backend, pool_for
+from fairlead.serve.decisions import Decider, PolicyFailed, load_routers
 from fairlead.serve.descriptors import most_connections
 from fairlead.serve.exchange import Exchange
 from fairlead.serve.facts import STATELESS
@@ -36,6 +35,7 @@ from fairlead.serve.request import Request, Sink
 from fairlead.serve.settings import BackendSettings, GatewaySettings
 from fairlead.serve.tokens import PromptEstimate
 from fairlead.serve.traces import Tracing
+from fairlead.serve.upstream import Pool
 
 FORWARDED = (
     b"/v1/",
@@ -83,11 +83,10 @@ class Gateway:
         self.queue_refused = 0
         self.requests: dict[tuple[str, int], int] = {}
         """Answered, by path class and status."""
-        self.requests_log = JsonLines(None) if settings.logs.requests else None
+        logs = settings.logs
+        self.requests_log = JsonLines(None, events=self.events) if logs.requests else None
         self.decisions_log = (
-            JsonLines(settings.logs.decisions, settings.logs.decisions_max_bytes)
-            if settings.logs.decisions
-            else None
+            JsonLines(logs.decisions, logs.decisions_max_bytes, self.events) if logs.decisions else None
         )
         self.traces = Tracing(settings.traces) if settings.traces is not None else None
         self._random = rng.stream(settings.policy.seed, "gateway", "slow return")
@@ -122,18 +121,24 @@ class Gateway:
         self.retry_statuses = frozenset(settings.retries.statuses)
         self.orca = settings.scrape.orca
         self.ask_usage = settings.tokens.ask_usage
+        for backend in self.backends:
+            backend.pool.connect_timeout = settings.timeouts.connect
+            backend.pool.idle_timeout = settings.timeouts.pool_idle
 
     # Backends come and go.
 
-    def add(self, settings: BackendSettings, *, discovered: bool = False) -> Backend:
+    def add(
+        self, settings: BackendSettings, *, discovered: bool = False, pool: Pool | None = None
+    ) -> Backend:
         """Take up a backend; one that was `discovered` stays when the settings are read again.
 
         Raises:
-            FairleadError: if one of this name is there already.
+            FairleadError: if one of this name is there already, or its certificates cannot be used (unless
+                they are in a `pool` already).
         """
         if any(backend.name == settings.label for backend in self.backends):
             raise FairleadError(f"there is a backend called {settings.label} already")
-        backend = Backend(settings, self.ledger, self.timeouts)
+        backend = Backend(settings, self.ledger, pool or pool_for(settings, self.timeouts))
         self.prefixes.taken_over(backend.row)
         self.homes.taken_over(backend.row)
         self.fit_prefixes(backend)
@@ -158,9 +163,28 @@ class Gateway:
         """Give `backend` no more requests; forget it when it has finished, if `remove`."""
         backend.draining = True
         backend.leaving = remove
-        self._forget_drained(backend)
+        self.forget_drained(backend)
 
-    def _forget_drained(self, backend: Backend) -> None:
+    def keep(self, backend: Backend) -> None:
+        """Give `backend` requests again."""
+        backend.draining = backend.leaving = False
+        self.released()
+
+    def replace(self, old: Backend, settings: BackendSettings, pool: Pool | None = None) -> Backend:
+        """Take up a backend in place of `old`, which finishes what it has, under another name.
+
+        Raises:
+            FairleadError: as `add`; then `old` stays.
+        """
+        pool = pool or pool_for(settings, self.timeouts)
+        self.drain(old, remove=True)
+        names = {backend.name for backend in self.backends}
+        again = (f"{old.name} (replaced{f' {count}' if count else ''})" for count in range(len(names) + 1))
+        old.name = next(name for name in again if name not in names)
+        return self.add(settings, discovered=old.discovered, pool=pool)
+
+    def forget_drained(self, backend: Backend) -> None:
+        """Let go of `backend` if it is to leave and has nothing in flight."""
         if backend.leaving and backend.in_flight == 0 and backend in self.backends:
             self.backends.remove(backend)
             backend.pool.close()
@@ -171,29 +195,37 @@ class Gateway:
         """Take over new settings: backends that stay keep their connections and their place in the ledger.
 
         Raises:
-            FairleadError: if the policy or a tokenizer cannot be loaded; then nothing has changed.
+            FairleadError: if the policy, a tokenizer or a certificate cannot be loaded; then nothing has
+                changed.
         """
         again = settings.tokens != self.settings.tokens
+        there = {backend.name: backend for backend in self.backends}
+        pools = {
+            each.label: pool_for(each, settings.timeouts)
+            for each in settings.backends
+            if each.label not in there or there[each.label].settings != each
+        }
+        routers = load_routers(settings.policy) if settings.policy != self.settings.policy else None
         counter = self._new_counter(settings) if again else None
-        if settings.policy != self.settings.policy:
-            self.decider.replace(settings.policy)
+        # From here on nothing can fail.
+        if routers is not None:
+            self.decider.install(settings.policy, routers)
         if again:
             self._count_with(counter)
         self._apply(settings)
-        wanted = {backend.label: backend for backend in settings.backends}
-        for backend in list(self.backends):
-            if backend.discovered:
-                continue
-            if wanted.get(backend.name) == backend.settings:
-                wanted.pop(backend.name)
-                backend.draining = backend.leaving = False
-            else:
+        wanted = {each.label for each in settings.backends}
+        for backend in there.values():
+            if backend.name not in wanted and not backend.discovered:
                 self.drain(backend, remove=True)
-        for label, each in wanted.items():
-            for old in self.backends:
-                if old.name == label:  # still finishing under its old settings
-                    old.name = f"{label} (replaced)"
-            self.add(each)
+        for each in settings.backends:
+            old, pool = there.get(each.label), pools.get(each.label)
+            if old is None:
+                self.add(each, pool=pool)
+            elif pool is not None:
+                self.replace(old, each, pool).discovered = False
+            elif old.leaving:  # it is wanted again; what was drained by hand stays so
+                self.keep(old)
+        self.released()
 
     # Requests.
 
@@ -203,7 +235,8 @@ class Gateway:
         path = request.path
         if not path.startswith(FORWARDED):
             return LocalAnswer(request, lambda: self._own(path), request_id)
-        if self.keyed and not self._authorised(request):
+        # A browser asks beforehand, without a key, whether it may ask.
+        if self.keyed and request.method != b"OPTIONS" and not self._authorised(request):
             return self._refuse(request, 401, "a valid API key is needed", request_id)
         if path not in STATELESS and (b".." in path or b"%2e" in path.lower()):
             return self._refuse(request, 400, "the path must not contain '..'", request_id)
@@ -341,17 +374,29 @@ class Gateway:
 
         One that no backend can take now (its model's are full) does not hold up the others.
         """
-        if not self.queue or self._releasing:
+        if not self.queue or self._releasing or not self._any_free():
             return
         self._releasing = True
+        full: set[str] = set()
+        """Models that no backend can take a request for: those that wait for them need not ask again."""
         try:
             for exchange in list(self.queue):
                 assert exchange.facts is not None
-                if exchange.waiting and self.has_other(exchange.facts.model, ()):
-                    self.queue.remove(exchange)
-                    exchange.dispatch_again()
+                model = exchange.facts.model
+                if model in full or not exchange.waiting:
+                    continue
+                if not self.has_other(model, ()):
+                    full.add(model)
+                    continue
+                self.queue.remove(exchange)
+                exchange.dispatch_again()
+                if not self._any_free():
+                    break
         finally:
             self._releasing = False
+
+    def _any_free(self) -> bool:
+        return any(each.in_flight < each.limit for each in self.backends)
 
     # What becomes of them.
 
@@ -393,9 +438,6 @@ class Gateway:
             self.requests_log.write(request_record(exchange, backend))
         if self.decisions_log is not None and exchange.logged is not None:
             self.decisions_log.write(decision_record(exchange, backend, self.started_at))
-        if backend is not None and backend.leaving:
-            # Its own count is lowered only after this.
-            asyncio.get_running_loop().call_soon(self._forget_drained, backend)
 
     # The gateway's own answers.
 

@@ -27,6 +27,9 @@ HOP_BY_HOP = frozenset(
 Headers = list[tuple[bytes, bytes, bytes]]
 """(lower-case name, name as sent, value)."""
 
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding raises for bytes that are no JSON, or nested without end."""
+
 VIA = b"1.1 fairlead"
 
 _REASONS = {status.value: status.phrase.encode() for status in http.HTTPStatus}

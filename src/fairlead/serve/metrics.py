@@ -7,6 +7,7 @@ from typing import Protocol
 from fairlead.serve.backend import Backend, Histogram
 from fairlead.serve.decisions import Decider
 from fairlead.serve.ledger import Ledger
+from fairlead.serve.logs import JsonLines
 from fairlead.serve.prompt_tokens import PromptCounter
 from fairlead.view import schema
 from fairlead.view.pace import common_pace
@@ -30,6 +31,8 @@ class Counted(Protocol):
 
     decider: Decider
     counter: PromptCounter | None
+    requests_log: JsonLines | None
+    decisions_log: JsonLines | None
     ledger: Ledger
     requests: dict[tuple[str, int], int]
     queue_refused: int
@@ -44,7 +47,9 @@ class _Writer:
 
     def sample(self, name: str, value: float, **labels: str) -> None:
         inner = ",".join(f'{key}="{_label(text)}"' for key, text in labels.items())
-        self.lines.append(f"fairlead_{name}{{{inner}}} {value:g}" if inner else f"fairlead_{name} {value:g}")
+        # To the last digit: a counter that is rounded stands still, then jumps.
+        number = str(int(value)) if value == int(value) else repr(float(value))
+        self.lines.append(f"fairlead_{name}{{{inner}}} {number}" if inner else f"fairlead_{name} {number}")
 
     def histogram(self, name: str, histogram: Histogram, **labels: str) -> None:
         total = 0
@@ -69,6 +74,10 @@ def exposition(gateway: Counted) -> bytes:
     out.sample("queue_requests", len(gateway.queue))
     out.family("queue_refused_total", "counter", "Requests refused because the queue was full or too slow.")
     out.sample("queue_refused_total", gateway.queue_refused)
+    out.family("log_lines_lost_total", "counter", "Lines of a log that could not be written.")
+    for kind, log in (("requests", gateway.requests_log), ("decisions", gateway.decisions_log)):
+        if log is not None:
+            out.sample("log_lines_lost_total", log.lost, log=kind)
     out.family("decisions_total", "counter", "Decisions, by the router that made them.")
     for name, count in decider.decisions.items():
         out.sample("decisions_total", count, router=name)

@@ -9,7 +9,9 @@ import msgspec
 
 from fairlead.serve.backend import Backend
 from fairlead.serve.fetch import get
+from fairlead.serve.frontend import Application
 from fairlead.serve.gateway import Gateway
+from fairlead.serve.messages import NOT_JSON
 from fairlead.serve.scraping import read_metrics
 
 SWEEP_S = 0.1
@@ -28,6 +30,8 @@ class Monitor:
     def __init__(self, gateway: Gateway) -> None:
         """For `gateway`; `start` begins."""
         self._gateway = gateway
+        self.applications: list[Application] = [gateway]
+        """Whose connections have deadlines."""
         self._tasks: dict[Backend, list[asyncio.Task[None]]] = {}
         self._sweeper: asyncio.Task[None] | None = None
 
@@ -86,7 +90,7 @@ class Monitor:
             status, body = await get(backend, "/v1/models", self._gateway.settings.health.timeout)
             listed: Any = msgspec.json.decode(body)["data"] if status == 200 else []
             cards = [card for card in listed if isinstance(card.get("id"), str)]
-        except (OSError, msgspec.DecodeError, KeyError, TypeError, AttributeError):
+        except (OSError, *NOT_JSON, KeyError, TypeError, AttributeError):
             return  # asked again later; until then it is taken to serve all models
         backend.model_cards = cards
         if not backend.settings.models:
@@ -128,16 +132,23 @@ class Monitor:
     async def _sweep_for_ever(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_S)
-            self.sweep(monotonic())
+            try:
+                self.sweep(monotonic())
+            except Exception as error:  # whatever it is, the deadlines of all others still count
+                self._gateway.events("sweep_failed", error=f"{type(error).__name__}: {error}")
 
     def sweep(self, now: float) -> None:
         """Act on every deadline that has passed."""
         gateway = self._gateway
         for exchange in [each for each in gateway.exchanges if each.deadline <= now]:
-            exchange.expired()
-        for connection in [each for each in gateway.connections if each.deadline <= now]:
-            connection.expired()
-        for backend in gateway.backends:
+            if exchange.deadline <= now:  # still: what one gives up another may take
+                exchange.expired()
+        for application in self.applications:
+            for connection in [each for each in application.connections if each.deadline <= now]:
+                if connection.deadline <= now:
+                    connection.expired()
+        for backend in list(gateway.backends):
+            gateway.forget_drained(backend)
             if backend.sweep(now):
                 gateway.events("backend_returned", backend=backend.name)
                 gateway.released()

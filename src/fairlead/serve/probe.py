@@ -8,9 +8,10 @@ from typing import Any
 
 import msgspec
 
-from fairlead.serve.backend import Backend
+from fairlead.serve.backend import Backend, pool_for
 from fairlead.serve.fetch import Fetched, fetch
 from fairlead.serve.ledger import Ledger
+from fairlead.serve.messages import NOT_JSON
 from fairlead.serve.scraping import orca_reading, read_metrics
 from fairlead.serve.settings import DECLARED, BackendSettings, Timeouts
 from fairlead.serve.speed import Speed, measure_speed
@@ -91,7 +92,7 @@ async def probe(
 
 async def _measure(found: Finding, settings: BackendSettings, timeout: float) -> None:
     """Enter how fast a backend is, or why that is not known."""
-    backend = Backend(settings, Ledger(monotonic()), Timeouts())
+    backend = Backend(settings, Ledger(monotonic()), pool_for(settings, Timeouts()))
     try:
         model, longest = next(iter(found.models.items()), ("", None))
         found.measured = await measure_speed(backend, model, longest, timeout)
@@ -109,7 +110,7 @@ async def _measure(found: Finding, settings: BackendSettings, timeout: float) ->
 
 
 async def _probe(settings: BackendSettings, timeout: float) -> Finding:
-    backend = Backend(settings, Ledger(monotonic()), Timeouts())
+    backend = Backend(settings, Ledger(monotonic()), pool_for(settings, Timeouts()))
     found = Finding(settings.url)
 
     async def ask(path: str) -> Fetched | None:
@@ -256,7 +257,7 @@ def suggest(findings: Sequence[Finding]) -> str:
 def _decode(body: bytes, key: str) -> Any:
     try:
         content = msgspec.json.decode(body)
-    except msgspec.DecodeError:
+    except NOT_JSON:
         return None
     return content.get(key) if isinstance(content, dict) else None
 

@@ -15,6 +15,9 @@ from fairlead.serve.gateway import Gateway
 from fairlead.serve.monitor import Monitor
 from fairlead.serve.settings import GatewaySettings, Tls
 
+AT_START = ("host", "port", "admin", "logs", "prefixes", "traces")
+"""Settings that are taken up when the process starts, and not again."""
+
 
 def tls_context(tls: Tls) -> ssl.SSLContext:
     """The server side of TLS with the given certificate.
@@ -74,6 +77,7 @@ class Server:
             administration = Administration(self.gateway, self.monitor, settings.admin.token)
             self.admin_port = await self.listen(administration, settings.admin.host, settings.admin.port)
             self._administration = administration
+            self.monitor.applications.append(administration)
         self.monitor.start()
         self.discovery.start()
         gc.collect()
@@ -123,16 +127,28 @@ class Server:
         self._stopping.set()
 
     def reload(self) -> None:
-        """Read the settings again; on an error the old ones stay in force."""
+        """Read the settings again, and the certificate; on an error the old ones stay in force.
+
+        The event names what waits for a restart.
+        """
         assert self._reload is not None
-        events = self.gateway.events
+        events, before = self.gateway.events, self.gateway.settings
         try:
-            self.gateway.reload(self._reload())
+            settings = self._reload()
+            if settings.tls is not None and self._tls is not None:
+                tls_context(settings.tls)  # can it be used?
+            self.gateway.reload(settings)
         except FairleadError as error:
             events("reload_failed", error=str(error))
             return
+        if settings.tls is not None and self._tls is not None:
+            self._tls.load_cert_chain(settings.tls.certificate, settings.tls.key)
+        later = [name for name in AT_START if getattr(settings, name) != getattr(before, name)]
+        if (settings.tls is None) is not (self._tls is None):
+            later.append("tls")
         self.monitor.follow()
-        events("reloaded", backends=[backend.name for backend in self.gateway.backends])
+        names = [backend.name for backend in self.gateway.backends]
+        events("reloaded", backends=names, **({"needs_restart": later} if later else {}))
 
     _hurry = False
 

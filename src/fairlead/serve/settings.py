@@ -371,7 +371,10 @@ class GatewaySettings(Section):
     @field_validator("api_keys")
     @classmethod
     def _read_keys(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(from_environment(key) for key in keys)
+        found = tuple(from_environment(key) for key in keys)
+        if not all(key.strip() for key in found):
+            raise invalid("a key is empty: whoever sends none would have it")
+        return found
 
     @model_validator(mode="after")
     def _check_backends(self) -> Self:

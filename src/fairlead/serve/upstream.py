@@ -338,17 +338,22 @@ class Pool:
         self._idle: deque[UpstreamConnection] = deque()
         self._connecting: set[asyncio.Task[None]] = set()
 
-    def connect(self, caller: Caller, *, fresh: bool = False) -> None:
-        """Give `caller` an idle connection at once (unless `fresh`), or a new one when it is there."""
+    def connect(self, caller: Caller, *, fresh: bool = False) -> asyncio.Task[None] | None:
+        """Give `caller` an idle connection at once (unless `fresh`), or a new one when it is there.
+
+        Returns:
+            The making of the new one, to be cancelled if it is not wanted any more.
+        """
         while self._idle and not fresh:
             connection = self._idle.pop()  # the most recently used: the least likely to have been closed
             if connection.usable:
                 connection.assign(caller)
                 caller.connected(connection)
-                return
+                return None
         task = asyncio.get_running_loop().create_task(self._open(caller))
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)
+        return task
 
     async def _open(self, caller: Caller) -> None:
         loop = asyncio.get_running_loop()
@@ -363,6 +368,8 @@ class Pool:
             caller.connect_failed("connecting took too long")
         except OSError as error:
             caller.connect_failed(f"no connection: {error.strerror or error}")
+        except UnicodeError as error:  # a name that cannot be one, such as `a..b`
+            caller.connect_failed(f"no connection: {error}")
         else:
             connection.assign(caller)
             caller.connected(connection)
