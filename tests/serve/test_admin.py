@@ -144,3 +144,49 @@ def test_the_shadow_goes_on_until_it_is_switched_off(play, prompt):
         assert await shadowed({"router": "least_work"}) == ("least_work", None, 0.25, 2)
 
     play(scene, **ADMIN, policy={"shadow": "round_robin", "shadow_favor": 0.25})
+
+
+@pytest.mark.parametrize("body", [b'{"router": "\xff"}', b"[" * 100_000], ids=["no text", "nested"])
+def test_bytes_that_are_no_json_are_answered(play, body):
+    async def scene(world):
+        client = await world.client(world.server.admin_port)
+        client.request("/policy", body, headers={"Authorization": f"Bearer {TOKEN}"})
+        answer = await client.answer()
+        assert answer.status == 422 and "not JSON" in answer.json["error"]["message"]
+
+    play(scene, **ADMIN)
+
+
+def test_what_nobody_foresaw_is_answered_too(play, monkeypatch):
+    async def scene(world):
+        def fail(name):
+            raise RuntimeError("out of luck")
+
+        monkeypatch.setattr(world.gateway, "find", fail)
+        status, reply = await call(world, "DELETE", "/backends/b0")
+        assert status == 500 and "out of luck" in reply["error"]["message"]
+
+    play(scene, **ADMIN)
+
+
+def test_connections_that_say_nothing_are_closed(play):
+    """A hundred of them would lock everybody out."""
+
+    async def scene(world):
+        clients = [await world.client(world.server.admin_port) for _ in range(101)]
+        assert await asyncio.wait_for(clients[0].closed(), 5)
+        status, _ = await call(world, "GET", "/status")
+        assert status == 200
+
+    play(scene, timeouts={"header": 0.2}, **ADMIN)
+
+
+def test_the_answer_to_head_has_no_body(play):
+    async def scene(world):
+        client = await world.client(world.server.admin_port)
+        for _ in range(2):
+            client.request("/", method="HEAD")
+            answer = await client.answer(head_only=True)
+            assert answer.status == 401 and int(answer.headers["content-length"]) > 0
+
+    play(scene, **ADMIN)

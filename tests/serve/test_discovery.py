@@ -19,9 +19,12 @@ class Names:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.addresses: list[str] | None = []
+        self.error: Exception | None = None
 
         async def resolve(host: str) -> list[str]:
             assert host == "vllm"
+            if self.error is not None:
+                raise self.error
             if self.addresses is None:
                 raise OSError("no such name")
             return self.addresses
@@ -152,3 +155,31 @@ def test_it_runs_on_its_own_and_lets_go_when_the_settings_name_no_host(names):
 def test_wrong_settings_are_refused(section, complaint):
     with pytest.raises(FairleadError, match=complaint):
         parse_settings({"discovery": section}, "test")
+
+
+def test_another_template_reaches_the_backends_that_were_found(names):
+    async def scene(gateway, look):
+        names.addresses = ["10.0.0.1"]
+        await look()
+        assert gateway.backends[0].limit == 7
+        gateway.reload(settings(discovery={**BY_NAME, "template": {"max_in_flight": 50, "api_key": "new"}}))
+        await look()
+        (backend,) = gateway.backends
+        assert (backend.limit, backend.authorization) == (50, b"Bearer new")
+        await look()
+        assert gateway.backends == [backend]
+
+    run(scene)
+
+
+def test_a_name_that_cannot_be_one_is_told_and_looked_up_again(names, capsys):
+    async def scene(gateway, look):
+        names.error = UnicodeError("label empty or too long")
+        await look()
+        names.error = None
+        names.addresses = ["10.0.0.1"]
+        await look()
+        assert len(gateway.backends) == 1
+
+    run(scene)
+    assert "label empty" in capsys.readouterr().err

@@ -1,11 +1,15 @@
 """The HTTP edge: what is refused, and that nothing refused, slow or strange harms anybody else."""
 
 import asyncio
+import contextlib
 import json
+import socket
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from fairlead.serve.settings import BackendSettings
 
 GOOD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
 CHUNKS = b"5\r\nhello\r\n0\r\n\r\n"
@@ -330,3 +334,123 @@ def test_no_answer_harms_the_gateway(play, prompt):
         await world.until(lambda: world.answered == count)
 
     play(scene, backends=1, health={"eject_after": 100_000}, retries={"attempts": 1})
+
+
+def unread(port, window=4096):
+    """A client's socket that takes in next to nothing."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
+    client.connect(("127.0.0.1", port))
+    client.setblocking(False)
+    return client
+
+
+def test_a_client_that_does_not_read_is_cut_off_and_no_backend_blamed(play, prompt):
+    async def scene(world):
+        async def much(backend, client, asked):
+            backend.begin_stream(client)
+            with contextlib.suppress(ConnectionError):
+                for _ in range(4000):
+                    backend.event(client, {"choices": [{"text": "x" * 4000}]})
+                    await client.writer.drain()
+            return False
+
+        for backend in world.backends:
+            backend.behave = much
+        body = json.dumps({**prompt, "stream": True}).encode()
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+        clients = [unread(world.port) for _ in range(6)]
+        for client in clients:
+            client.send(head + body)
+        await world.until(lambda: world.gateway.requests.get(("/v1/completions", 200)) == 6, "their end")
+        await world.until(lambda: not world.gateway.connections)
+        assert all(backend.state == "up" and not backend.errors for backend in world.gateway.backends)
+        for client in clients:
+            client.close()
+
+    play(scene, timeouts={"idle": 0.3}, clean=False)
+
+
+def test_the_end_of_an_answer_that_nobody_reads_is_not_waited_for_forever(play, prompt):
+    async def scene(world):
+        async def large(backend, client, asked):
+            backend.plain(client, 200, b"x" * 3_000_000)
+            return True
+
+        world.backends[0].behave = large
+        client = unread(world.port)
+        body = json.dumps(prompt).encode()
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+        client.send(head % len(body) + body)
+        await world.until(lambda: len(world.gateway.connections) == 1)
+        await world.until(lambda: not world.gateway.connections, "the end")
+        client.close()
+
+    play(scene, backends=1, timeouts={"idle": 0.4}, clean=False)
+
+
+def test_answers_do_not_pile_up_before_a_client_that_does_not_read(play):
+    async def scene(world):
+        client = unread(world.port, 65_536)
+        sent = 0
+        for i in range(600):
+            with contextlib.suppress(BlockingIOError):
+                sent += client.send(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+            if i % 20 == 0:
+                await asyncio.sleep(0.002)
+        (connection,) = world.gateway.connections
+        assert connection._stuffed
+        assert connection._transport.get_write_buffer_size() < 200_000
+        # It goes on where it stood as soon as they are read: every request is answered in the end.
+        loop, answers, rest, mark = asyncio.get_running_loop(), 0, b"", b"HTTP/1.1 200 OK"
+        asked = sent // len(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        while answers < asked:
+            seen = rest + await asyncio.wait_for(loop.sock_recv(client, 1 << 20), 5)
+            answers += seen.count(mark)
+            rest = seen[-len(mark) + 1 :]
+        client.close()
+
+    play(scene, limits={"max_pipelined": 1000}, clean=False)
+
+
+@pytest.mark.parametrize("wrong", ["stalls", "breaks", "grows"])
+def test_an_error_never_stands_in_the_middle_of_an_answer(play, wrong):
+    """The answer has begun before the upload is complete, and then the upload goes wrong."""
+
+    async def scene(world):
+        async def early(reader, writer):
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+                if b"audio" not in await reader.readuntil(b"\r\n\r\n"):
+                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                    return writer.close()
+                writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nearly\r\n")
+                await writer.drain()
+                await reader.read()
+            writer.close()
+
+        server = await asyncio.start_server(early, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        world.gateway.drain(world.gateway.find("b0"), remove=True)
+        world.gateway.add(BackendSettings(url=f"http://127.0.0.1:{port}", name="early"))
+        client = await world.client()
+        head = b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        client.send(head + b"%x\r\n%b\r\n" % (1100, b"x" * 1100))
+        got = await client.reader.readuntil(b"early\r\n")
+        if wrong == "breaks":
+            client.send(b"no chunk\r\n")
+        elif wrong == "grows":
+            client.send(b"%x\r\n%b\r\n" % (9000, b"x" * 9000))
+        got += await client.reader.read()
+        client.close()
+        assert got.count(b"HTTP/1.1") == 1 and got.endswith(b"early\r\n")
+        server.close()
+
+    play(
+        scene,
+        backends=1,
+        timeouts={"body": 0.2},
+        limits={"inspect_bytes": 1000, "max_body_bytes": 5000},
+        health={"interval": 1000},
+        scrape={"interval": None},
+        clean=False,
+    )

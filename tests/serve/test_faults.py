@@ -5,6 +5,7 @@ import contextlib
 import json
 import socket
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -479,3 +480,146 @@ def test_a_request_id_follows_a_request_through_its_attempts(play, prompt):
         assert all(json.loads(r[3]) == prompt for b in world.backends for r in b.requests)
 
     play(scene)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_log_that_cannot_be_written_ends_no_deadline(play, prompt):
+    async def scene(world):
+        assert (await world.ask(body=prompt)).status == 200
+        await world.until(lambda: world.gateway.decisions_log.lost > 0, "the loss")
+        for backend in world.backends:
+            backend.behave = hang
+        assert (await world.ask(body=prompt)).status == 504
+        assert "fairlead_log_lines_lost_total" in (await world.ask("/metrics")).body.decode()
+
+    play(scene, timeouts=FAST, logs={"requests": False, "decisions": "/dev/full"})
+
+
+def test_an_attempt_given_up_while_it_connects_does_not_come_back(play, prompt):
+    """Its connection would get the request a second time, or its failure end the answer of another."""
+
+    async def scene(world):
+        late, good = world.gateway.backends
+        begun = asyncio.Event()
+
+        def connect(caller, *, fresh=False):
+            async def open_slowly():
+                begun.set()
+                await asyncio.sleep(0.5)  # longer than an attempt may take
+                caller.connect_failed("too late")
+
+            return asyncio.ensure_future(open_slowly())
+
+        late.pool.connect = connect
+        good.draining = True
+        asking = asyncio.ensure_future(world.ask(body={**prompt, "stream": True, "max_tokens": 30}))
+        await begun.wait()
+        good.draining = False
+
+        async def slowly(backend, client, asked):
+            backend.begin_stream(client)
+            for _ in range(10):
+                backend.event(client, {"choices": [{"text": "a"}]})
+                await asyncio.sleep(0.1)
+            client.send(b"0\r\n\r\n")
+            return True
+
+        world.backends[1].behave = slowly
+        answer = await asking
+        assert answer.status == 200 and answer.complete and len(answer.events) == 10
+        assert (late.errors, good.errors) == ({"timeout": 1}, {})
+
+    play(scene, timeouts={"first_byte": 0.2, "idle": 5}, health={"interval": 100}, scrape={"interval": None})
+
+
+def test_a_backend_that_leaves_is_forgotten_though_its_last_request_went_elsewhere(play, prompt):
+    async def scene(world):
+        leaving, other = world.gateway.backends
+        let_go = asyncio.Event()
+
+        async def die(backend, client, asked):
+            await let_go.wait()
+            client.reset()
+            return False
+
+        world.backends[0].behave = die
+        other.draining = True
+        asking = asyncio.ensure_future(world.ask(body=prompt))
+        await world.until(lambda: len(world.backends[0].requests) == 1)
+        other.draining = False
+        world.gateway.drain(leaving, remove=True)
+        let_go.set()
+        assert (await asking).json["id"] == "b1"
+        await world.until(lambda: world.gateway.backends == [other], "the end of it")
+
+    play(scene, health={"interval": 0.05, "fail_after": 1000})
+
+
+def test_requests_that_are_given_up_together_are_not_sent_first(play, prompt):
+    """One sweep ends a request in flight, and those in the queue: who got its place is not ended as well."""
+
+    async def scene(world):
+        backend = world.gateway.backends[0]
+        world.backends[0].behave = hang
+        asking = [asyncio.ensure_future(world.ask(body=prompt)) for _ in range(6)]
+        await world.until(lambda: len(world.gateway.queue) == 5 and world.backends[0].requests)
+        world.backends[0].behave = None
+        now = time.monotonic()
+        for exchange in world.gateway.exchanges:
+            exchange.deadline = now
+        world.server.monitor.sweep(now)
+        statuses = [(await each).status for each in asking]
+        assert statuses.count(504) == 1 and set(statuses) <= {200, 503, 504}
+        assert backend.errors == {"timeout": 1}
+        assert len(world.backends[0].requests) == 1 + statuses.count(200)
+
+    play(scene, backends=1, per_backend={"max_in_flight": 1}, timeouts={"first_byte": 60})
+
+
+def test_a_full_queue_costs_nothing_where_nothing_is_free(play, prompt):
+    """Otherwise each request that ends would ask for every one that waits, under overload of all times."""
+
+    async def scene(world):
+        gateway = world.gateway
+        for backend in world.backends:
+            backend.gate = asyncio.Event()
+        asking = [asyncio.ensure_future(world.ask(body=prompt)) for _ in range(30)]
+        await world.until(lambda: len(gateway.queue) == 28)
+        asked = []
+        has_other = gateway.has_other
+
+        def ask(model, excluded):
+            asked.append(model)
+            return has_other(model, excluded)
+
+        gateway.has_other = ask
+        gateway.released()
+        assert asked == []
+        gateway.backends[0].draining = True  # below its limit in a moment, and yet for none of them
+        gateway.backends[0].limit = 2
+        gateway.backends[1].limit = 1
+        gateway.released()
+        assert len(asked) == 1
+        gateway.backends[0].draining = False
+        for backend in world.backends:
+            backend.gate.set()
+        assert {(await each).status for each in asking} == {200}
+
+    play(scene, per_backend={"max_in_flight": 1}, queue={"max_requests": 100})
+
+
+def test_models_that_are_no_text_do_not_end_the_health_checks(play):
+    async def scene(world):
+        plain = world.backends[0].plain
+
+        def broken(client, status, body, kind="application/json"):
+            plain(client, status, b'{"data":[{"id":"caf\xe9"}]}' if b'"list"' in body else body, kind)
+
+        world.backends[0].plain = broken
+        backend = world.gateway.backends[0]
+        backend.healthy = False  # becomes healthy at the next check, which asks for the models
+        await world.until(lambda: backend.healthy)
+        world.backends[0].healthy = False
+        await world.until(lambda: backend.state == "unhealthy", "the next checks")
+
+    play(scene, backends=1)

@@ -556,3 +556,48 @@ def test_the_head_of_an_answer_does_not_wait_for_its_body(play, prompt):
         assert await client.reader.readexactly(2) == b"{}"
 
     play(scene)
+
+
+def test_a_browser_may_ask_beforehand_without_a_key(play):
+    async def scene(world):
+        assert (await world.ask(method="OPTIONS")).status != 401
+        assert world.backends[0].requests[-1][0] == "OPTIONS"
+        assert (await world.ask(method="GET")).status == 401
+
+    play(scene, backends=1, api_keys=["secret"])
+
+
+def test_counters_are_told_to_the_last_digit(play):
+    """Rounded ones would stand still, then jump."""
+
+    async def scene(world):
+        world.gateway.requests["/v1/completions", 200] = 123_456_789
+        world.gateway.backends[0].e2e.total = 1_234_567.125
+        text = (await world.ask("/metrics")).body.decode()
+        assert 'fairlead_requests_total{path="/v1/completions",status="200"} 123456789\n' in text
+        assert 'fairlead_backend_e2e_seconds_sum{backend="b0"} 1234567.125\n' in text
+
+    play(scene, clean=False)
+
+
+def test_the_tokens_of_an_answer_that_its_client_left_are_counted(play, prompt):
+    async def scene(world):
+        async def slowly(backend, client, asked):
+            backend.begin_stream(client)
+            for _ in range(5):
+                backend.event(client, {"choices": [{"text": "a"}]})
+            await client.reader.read()
+            return False
+
+        world.backends[0].behave = slowly
+        client = await world.client()
+        client.request(body=prompt | {"stream": True})
+        await client.head()
+        got = b""
+        while got.count(b"data: ") < 5:
+            got += await client.chunk()
+        client.close()
+        await world.until(lambda: world.gateway.backends[0].cancelled == 1)
+        assert world.gateway.backends[0].output_tokens == 5
+
+    play(scene, backends=1, clean=False)
