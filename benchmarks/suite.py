@@ -65,7 +65,9 @@ def page(name: str) -> str:
         "",
         "**Headroom** is what routing can change at all. First the best heuristic against round robin, then "
         "`lookahead` against that heuristic; lookahead uses only what a router may know, so a learned router "
-        "can reach it. Last, lookahead that is told how long every answer will be: no router can reach that, "
+        "can reach it. It goes by the speeds that are declared and does not correct them by what is "
+        "streamed, as views do for the heuristics: where speeds are not declared, or change, it is no bound. "
+        "Last, lookahead that is told how long every answer will be: no router can reach that, "
         f"it says what better guesses of lengths would be worth. Lookahead's dial is set for each metric: "
         f"{dials}. Loads are fractions of the measured capacity. Times are in seconds, means over "
         f"{len(SEEDS)} seeds of {REQUESTS} requests; percentages are geometric means of the paired ratios, "

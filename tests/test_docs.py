@@ -74,6 +74,17 @@ def test_every_command_of_the_page_works(page: Path, tmp_path: Path):
                 run(f"{command} {options}", tmp_path)
 
 
+def test_the_router_in_the_simulator_page_runs(tmp_path: Path):
+    page = (ROOT / "docs" / "simulator.md").read_text(encoding="utf-8")
+    (code,) = [block.text for block in blocks(page) if block.note == "file my_router.py"]
+    (tmp_path / "my_router.py").write_text(code, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "my_router.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"mean E2E \d+\.\d\d s\n", done.stdout)
+
+
 def test_the_readme_is_among_the_pages():
     assert ROOT / "README.md" in PAGES
 

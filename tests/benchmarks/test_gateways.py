@@ -34,12 +34,21 @@ def test_ours_are_compared_with_the_best_public_one_metric_by_metric(gateways):
     found = {each["metric"]: each for each in gateways.against_the_best(rows)}
     assert found["e2e_mean_s"]["best"] == "vllm-router cache_aware"
     assert found["e2e_mean_s"]["verdict"] == "better"
-    assert found["e2e_mean_s"]["difference_percent"][0] == pytest.approx(100 * (8.15 / 10.18 - 1))
+    assert found["e2e_mean_s"]["difference_percent"][0] == pytest.approx(-19.94, abs=0.005)
     assert (found["ttft_mean_s"]["best"], found["ttft_mean_s"]["verdict"]) == ("smg random", "undecided")
     words = gateways.sentences(found.values())
     assert "e2e_mean: -19.9 %" in words[2] and "better (4 seeds)" in words[2]
     assert "no difference shown" in words[0]
     assert len(gateways.table(rows).splitlines()) == 5
+
+
+def test_no_interval_passes_minus_100_percent(gateways):
+    late = [1.0, 8.0, 1.0, 30.0, 2.0]  # one seed has a backlog, which ours does not have
+    rows = [row("fairlead", "mine", seed, 1.0, 0.5) for seed in range(5)]
+    rows += [row("smg", "random", seed, 2.0, ttft) for seed, ttft in enumerate(late)]
+    for each in gateways.against_the_best(rows):
+        middle, low, high = each["difference_percent"]
+        assert -100 < low <= middle <= high
 
 
 def test_seeds_that_not_everybody_has_are_not_compared(gateways):

@@ -32,6 +32,11 @@ def test_the_default_of_the_dial_is_the_one_that_is_used(fairlead, verb):
     assert f"Default: {DEFAULT_FAVOR:g}: end-to-end latency, but no long waits" in shown
 
 
+def test_help_keeps_what_stands_in_brackets(fairlead):
+    shown = "".join(fairlead("evaluate", "--help").out.replace("│", " ").split())
+    assert "pipinstall'fairlead[vidur]'" in shown
+
+
 def test_without_a_verb_all_are_listed(fairlead):
     for args in ((), ("--help",), ("-h",)):
         ended = fairlead(*args)
@@ -51,6 +56,7 @@ def test_version(fairlead):
         (("simulate", "--scenario", "chat-equal", "--seed", "x"), "--seed"),
         (("evaluate", "--scenario", "chat-equal"), "--out"),
         (("bench", "nothing"), "decision"),
+        (("evaluate", "--scenario", "chat-equal", "--out", "x", "--seeds", "1"), "--seeds"),
         (("simulate", "--no-such-option"), "--no-such-option"),
     ],
 )

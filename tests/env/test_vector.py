@@ -34,6 +34,19 @@ def test_gymnasium_makes_the_native_vector_environment() -> None:
     assert env.metadata["autoreset_mode"] == gymnasium.vector.AutoresetMode.SAME_STEP
 
 
+def test_the_vector_environment_takes_a_scenario_as_the_plain_one_does() -> None:
+    env = gymnasium.make_vec("fairlead/Router-v0", scenario="chat-unequal", num_envs=8, episode_requests=20)
+    native = env.unwrapped
+    assert isinstance(native, RouterVectorEnv)
+    assert native.scenario_names == ["chat-unequal"] * 8
+    two = RouterVectorEnv(["chat-unequal", "chat-equal"], num_envs=2, group=1)
+    assert two.scenario_names == ["chat-unequal", "chat-equal"]
+    with pytest.raises(FairleadError, match="give one of them"):
+        RouterVectorEnv(DEMO, scenario="chat-equal")
+    with pytest.raises(FairleadError, match="give a multiple of 8, or another group, such as group=1"):
+        gymnasium.make_vec("fairlead/Router-v0", scenario="chat-unequal", num_envs=12)
+
+
 @pytest.mark.parametrize(("scenario", "replicas"), [("chat-equal", 4), ("chat-8", 8)])
 def test_dimensions_come_from_scenario_and_schema(scenario: str, replicas: int) -> None:
     env = RouterEnv(scenario, load=0.6, episode_requests=20)

@@ -28,6 +28,12 @@ def test_the_reference_is_marked_in_its_own_cell(results: Results) -> None:
     assert cell.relative_interval is not None and cell.relative_interval[0] > 0
 
 
+def test_files_from_before_keep_the_interval_that_they_had(results: Results) -> None:
+    cell = results.comparison("chat-equal", 0.7, "lor", "ttft_mean_s")
+    old = cell.model_copy(update={"relative_ci_low": None, "relative_ci_high": None})
+    assert old.relative_interval == (cell.ci_low / cell.reference, cell.ci_high / cell.reference)
+
+
 def test_the_order_of_the_rows_does_not_matter(
     configuration: Configuration, rows: list[Row], results: Results
 ) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fairlead.errors import FairleadError
-from fairlead.evaluate.statistics import LOWER_IS_BETTER, compare, paired_interval
+from fairlead.evaluate.statistics import LOWER_IS_BETTER, compare, compare_ratios, paired_interval, typical
 from fairlead.simulator.metrics import METRICS
 
 
@@ -79,6 +79,47 @@ def test_constant_differences_have_no_width() -> None:
 def test_a_reference_of_zero_has_no_relative_difference() -> None:
     assert compare([1.0, 2.0], [0.0, 0.0], lower_is_better=True).relative_difference is None
     assert compare([0.0, 0.0], [0.0, 0.0], lower_is_better=True).relative_difference == 0.0
+
+
+def test_ratios_never_pass_minus_100_percent_where_differences_do() -> None:
+    ours, theirs = np.array([1.0, 1.2]), np.array([2.0, 9.0])
+    plain = compare(ours, theirs, lower_is_better=True)
+    assert plain.relative_interval is not None and plain.relative_interval[0] < -1.0
+    found = compare_ratios(ours, theirs, lower_is_better=True)
+    assert found.relative_difference == pytest.approx(np.sqrt(1.0 / 2.0 * 1.2 / 9.0) - 1.0)
+    assert found.relative_interval is not None
+    low, high = found.relative_interval
+    assert -1.0 < low < np.sqrt(1.0 / 2.0 * 1.2 / 9.0) - 1.0 < high
+    assert (found.difference, found.ci_low, found.ci_high) == (plain.difference, plain.ci_low, plain.ci_high)
+
+
+def test_the_verdict_is_that_of_the_ratios() -> None:
+    theirs = np.array([1.0, 1.1, 0.9, 1.0, 50.0, 1.05])  # one backlog makes differences incomparable
+    found = compare_ratios(0.9 * theirs, theirs, lower_is_better=True)
+    assert found.relative_difference == pytest.approx(-0.1) and found.verdict == "better"
+    assert compare(0.9 * theirs, theirs, lower_is_better=True).verdict == "undecided"
+    assert compare_ratios(0.9 * theirs, theirs, lower_is_better=False).verdict == "worse"
+
+
+def test_without_ratios_the_differences_decide() -> None:
+    found = compare_ratios([0.0, 0.0, 0.0], [0.5, 0.1, 3.0], lower_is_better=True)
+    assert found.relative_difference == -1.0
+    assert found.relative_interval is not None and found.relative_interval[0] == -1.0
+    assert compare_ratios([1.0, 2.0], [0.0, 0.0], lower_is_better=True).relative_interval is None
+    assert typical([0.0, 4.0]) == 2.0
+    assert typical([1.0, 4.0]) == pytest.approx(2.0)
+
+
+def test_the_end_of_an_interval_is_a_number_however_far_two_runs_are_apart() -> None:
+    found = compare_ratios([1.0, 1e90], [1.0, 1.0], lower_is_better=True)
+    assert found.relative_interval is not None and np.isfinite(found.relative_interval).all()
+
+
+def test_equal_runs_are_told_from_undecided_ones() -> None:
+    values = np.array([1.0, 2.0, 3.0])
+    assert compare_ratios(values, values * (1 + 1e-15), lower_is_better=True).equal
+    assert not compare_ratios(values, values[::-1], lower_is_better=True).equal
+    assert not compare_ratios(values, values + 1.0, lower_is_better=True).equal  # but the same difference
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -35,7 +35,7 @@ def test_every_router_with_difference_and_interval(results: Results) -> None:
     assert "chat-unequal at 80\N{NO-BREAK SPACE}% load (6.40 requests/s)" in text
     learned = next(line for line in text.splitlines() if line.startswith("learned"))
     assert f"3.78 {MINUS}22" in learned and "+21" in learned
-    assert f"✓{MINUS}23, {MINUS}21" in text and "✗+19, +22" in text
+    assert f"✓{MINUS}24, {MINUS}21" in text and "✗+20, +21" in text
 
 
 def test_pitfall_23_no_cell_is_empty(results: Results) -> None:
@@ -58,7 +58,30 @@ def test_a_reference_of_zero_is_shown_without_percentage(
 ) -> None:
     zero = [row.model_copy(update={"imbalance": 0.0}) if row.router == "lor" else row for row in rows]
     table = printed(build_results(configuration, zero), 120)
-    assert "✗+0." in table
+    assert re.search(r" \+0\.\d+,", table)
+
+
+def test_imbalance_is_not_judged_and_equal_runs_are_not_undecided(
+    configuration: Configuration, rows: list[Row]
+) -> None:
+    by_seed = {(r.scenario, r.load, r.seed): r for r in rows if r.router == "least_prefill"}
+    same = [
+        by_seed[r.scenario, r.load, r.seed].model_copy(update={"router": "learned"})
+        if r.router == "learned"
+        else r
+        for r in rows
+    ]
+    found = build_results(configuration, same)
+    standings = {each.standing for each in found.comparisons if each.metric == "imbalance"}
+    assert "least" in standings and standings <= {"least", "unjudged", "equal"}
+    cell = found.comparison("chat-unequal", 0.8, "learned", "ttft_mean_s")
+    assert (cell.reference_router, cell.standing) == ("least_prefill", "equal")
+    learned = printed(found, 120).partition("\nlearned")[2].splitlines()[1].split()
+    assert learned[0] == "=" and not any(mark in learned[-1] for mark in "✓✗~")
+    assert any(
+        "is equal on" in sentence and "the same as least_prefill" in sentence for sentence in found.words
+    )
+    assert "equal in 3" in found.words[0]
 
 
 def test_huge_differences_stay_short(configuration: Configuration, rows: list[Row]) -> None:

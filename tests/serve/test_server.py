@@ -251,9 +251,11 @@ def test_the_decision_log_becomes_a_scenario(play, prompt, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["replay-log", str(log), "--scenario", "chat-equal", "--out", str(tmp_path / "mine"), "--json"])
     assert stop.value.code == 0
-    assert json.loads(capsys.readouterr().out)["left_out"] == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["left_out"] == 1
     scenario = load_scenario(str(tmp_path / "mine" / "scenario.yaml"))
     assert len(scenario.replicas) >= 1
+    assert list(scenario.loads) == told["loads"]
     rows = (tmp_path / "mine" / "requests.csv").read_text().splitlines()
     assert rows[1].startswith("0.000000,7,1") and rows[-1].endswith(",7,6")
 

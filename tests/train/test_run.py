@@ -3,7 +3,7 @@
 import csv
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,9 +14,9 @@ from fairlead.errors import FairleadError
 from fairlead.policy.artefact import OnnxRouter
 from fairlead.policy.network import NetworkRouter, RouterNetwork
 from fairlead.train.config import TrainConfig
-from fairlead.train.run import saved_run, shares, train
+from fairlead.train.run import Judge, saved_run, shares, train
 from fairlead.train.teachers import make_teacher
-from fairlead.train.validation import Validation
+from fairlead.train.validation import Report, Setting, Validation, Validations
 from fairlead.view.features import NUM_FEATURES
 from fairlead.workload.scenario import load_scenario
 
@@ -174,6 +174,17 @@ def test_validation_ranks_routers_as_they_deserve() -> None:
     assert uniform.beaten == 0.0
     assert set(uniform.ratios) == {(s.name, 0.7, f) for s in DEMO for f in (0.0, 1.0)}
     assert validation(Like(0)) == fewest
+
+
+def test_when_the_heuristics_are_beaten_is_said_once_without_saying_too_much() -> None:
+    found = Report(0.974, {Setting("chat-equal", 0.7, 0.0): 0.93, Setting("chat-equal", 0.9, 0.0): 1.018}, {})
+    said: list[str] = []
+    judge = Judge(cast(Validations, lambda router: found), said.append)
+    for _ in range(2):
+        judge(cast(NetworkRouter, None))
+    (words,) = said
+    assert "what the dial weighs is on average 2.6 % below the best heuristic of each setting" in words
+    assert "(below it in 50 % of them), on the validation requests" in words
 
 
 def test_the_log_has_the_objective(run_directory: Path) -> None:

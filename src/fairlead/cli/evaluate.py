@@ -67,7 +67,7 @@ def command(
     favor: Favor = None,
     seeds: Annotated[
         int,
-        typer.Option(min=1, metavar="N", help="How many independent runs of each; intervals need several."),
+        typer.Option(min=2, metavar="N", help="How many independent runs of each; intervals need several."),
     ] = 10,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="The first of the seeds.")] = 0,
     requests: Annotated[int, typer.Option(min=1, metavar="N", help="Requests in each run.")] = 3000,
@@ -82,7 +82,7 @@ def command(
     simulator: Annotated[
         Simulator,
         typer.Option(
-            help="What simulates: Fairlead itself, or the simulator Vidur (pip install 'fairlead[vidur]'), "
+            help="What simulates: Fairlead itself, or the simulator Vidur (pip install 'fairlead\\[vidur]'), "
             "which is a thousand times slower and knows less: see docs/vidur.md."
         ),
     ] = Simulator.fairlead,

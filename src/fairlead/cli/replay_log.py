@@ -10,7 +10,7 @@ from fairlead.cli.output import print_json, say
 from fairlead.errors import FairleadError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 EXAMPLES = ("fairlead replay-log decisions.jsonl --scenario chat-unequal --out mine",)
 
@@ -38,13 +38,15 @@ def command(
     ],
     json: Json = False,
 ) -> None:
-    """Turn the decision log of `fairlead serve` into a scenario: the same arrivals, the same lengths.
+    """Turn the decision log of `fairlead serve` into a scenario: the same requests in the same rhythm.
 
     Requests whose answer was complete are taken, with the prompt and output lengths that backends reported.
+    The load sets the rate; the scenario's own load is the log's rate, as a fraction of measured capacity.
     """
     import msgspec
     import yaml
 
+    from fairlead.cli.first_run import capacity
     from fairlead.workload.scenario import load_scenario
     from fairlead.workload.suites import load_variant
 
@@ -71,12 +73,45 @@ def command(
     }
     path = out / "scenario.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-    load_scenario(str(path))
     seconds = rows[-1][0] - first
+    found = load_scenario(str(path))
+    load, unused = _load(len(rows), seconds, lambda: capacity(found))
+    if load is not None:
+        content["loads"] = [load]
+        path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    loads = list(found.loads) if load is None else [load]
     if json:
-        print_json({"scenario": str(path), "requests": len(rows), "left_out": left_out, "seconds": seconds})
-    else:
-        say(f"{len(rows)} requests over {seconds:.0f} s ({left_out} lines left out): {path}")
+        print_json(
+            {
+                "scenario": str(path),
+                "requests": len(rows),
+                "left_out": left_out,
+                "seconds": seconds,
+                "loads": loads,
+            }
+        )
+        return
+    kept = f"{unused}, so the loads are those of {base.name}: {', '.join(f'{each:g}' for each in loads)}"
+    at = f"load {load:g} of the measured capacity" if load is not None else kept
+    say(f"{len(rows)} requests over {seconds:.0f} s ({left_out} lines left out), {at}: {path}")
+
+
+def _load(count: int, seconds: float, capacity: "Callable[[], float]") -> tuple[float | None, str]:
+    """The load at which `count` requests over so many seconds arrive as fast as they did.
+
+    None, and why, where there is no such load: a single moment has no rate, and a load has its range.
+    The capacity, in requests/s, is measured only where it is needed.
+    """
+    from fairlead.workload.scenario import check_load
+
+    if seconds <= 0:
+        return None, "a single moment has no rate"
+    rate = (count - 1) / seconds
+    load = float(f"{rate / capacity():.3g}")
+    try:
+        return check_load(load), ""
+    except FairleadError:
+        return None, f"{rate:.3g} requests/s would be load {load:g}, which is out of range"
 
 
 def _rows(lines: "Iterable[bytes]", decode: Any) -> tuple[list[tuple[float, int, int]], int]:

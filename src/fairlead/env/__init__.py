@@ -4,6 +4,7 @@ Importing this package makes `fairlead/Router-v0` known to Gymnasium:
 
     import fairlead.env
     env = gymnasium.make("fairlead/Router-v0", scenario="chat-unequal")
+    envs = gymnasium.make_vec("fairlead/Router-v0", scenario="chat-unequal", num_envs=64)
 """
 
 import gymnasium

@@ -27,6 +27,7 @@ from fairlead.view.privilege import EVERYTHING, NOTHING
 from fairlead.view.schema import AVAILABLE
 from fairlead.workload.requests import Requests
 from fairlead.workload.scenario import Scenario, check_load, generate
+from fairlead.workload.suites import load_variant
 
 Range = tuple[float, float]
 Floats = npt.NDArray[np.float64]
@@ -69,8 +70,9 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
 
     def __init__(
         self,
-        scenarios: Sequence[Scenario],
+        scenarios: Sequence[str | Scenario] | None = None,
         *,
+        scenario: str | Scenario | None = None,
         num_envs: int = 64,
         group: int = 8,
         episode_requests: int = 1024,
@@ -85,7 +87,9 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
         """Builds the clusters.
 
         Args:
-            scenarios: dealt to the groups in turn; all with the same number of replicas.
+            scenarios: names, files or objects, dealt to the groups in turn; all with the same number of
+                replicas.
+            scenario: a single one instead, as for the plain environment; `chat-equal` if neither is given.
             num_envs: K, a multiple of `group`.
             group: clusters that share their arrivals.
             episode_requests: decisions in an episode.
@@ -100,15 +104,24 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
             split: which random streams the requests come from.
 
         Raises:
-            FairleadError: for sizes that do not fit together.
+            FairleadError: for an unknown scenario, load or favor, and for sizes that do not fit together.
         """
-        sizes = sorted({s.num_replicas for s in scenarios})
+        if scenarios is not None and scenario is not None:
+            raise FairleadError("scenario and scenarios are both given: give one of them")
+        if scenarios is None:
+            scenarios = ["chat-equal" if scenario is None else scenario]
+        chosen = tuple(each if isinstance(each, Scenario) else load_variant(each) for each in scenarios)
+        sizes = sorted({s.num_replicas for s in chosen})
         if len(sizes) != 1:
             raise FairleadError(
                 f"scenarios with {sizes} replicas cannot be stepped together: give those of one size"
             )
         if group < 1 or num_envs < 1 or num_envs % group:
-            raise FairleadError(f"num_envs {num_envs} is not a positive multiple of the group size {group}")
+            raise FairleadError(
+                f"num_envs {num_envs} is not a positive multiple of the group size {group}: clusters come in "
+                f"groups that share their arrivals; give a multiple of {group}, or another group, such as "
+                "group=1"
+            )
         if episode_requests < 1:
             raise FairleadError(f"episode_requests is {episode_requests}: at least 1 is needed")
         for bound in load or ():
@@ -118,7 +131,7 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
         if not 0.0 < favor_power < np.inf:
             raise FairleadError(f"favor_power is {favor_power:g}: it must be a positive number")
         self.num_envs, self.group, self.episode_requests = num_envs, group, episode_requests
-        self.scenarios, self.split = tuple(scenarios), split
+        self.scenarios, self.split = chosen, split
         self.group_shares: Mapping[str, float] | None = None
         self.load_range, self.favor_range, self.favor_power = load, favor, favor_power
         self.reward_config, self.safety = reward or SojournReward(), safety or SafetyConfig()

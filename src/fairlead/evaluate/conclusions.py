@@ -2,19 +2,17 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from fairlead.errors import FairleadError
 from fairlead.evaluate.results import ComparisonRow, Configuration, Results, Row, check_complete, seed_values
-from fairlead.evaluate.statistics import LOWER_IS_BETTER, compare
+from fairlead.evaluate.statistics import LOWER_IS_BETTER, compare_ratios, typical
 from fairlead.evaluate.words import all_words
 
 
 def build_results(configuration: Configuration, rows: Sequence[Row]) -> Results:
     """The results document of a finished tournament.
 
-    Each router is compared, metric by metric, with the heuristic whose mean over the seeds is best for that
-    metric. It was chosen by looking at the same seeds, so the reference is, if anything, a little too good.
+    Each router is compared, metric by metric, with the heuristic that is best at that metric over the seeds.
+    It was chosen by looking at the same seeds, so the reference is, if anything, a little too good.
 
     Raises:
         FairleadError: a cell is missing, there are fewer than two seeds, or no heuristic to compare with.
@@ -44,10 +42,11 @@ def _compare_routers(
     lower_is_better = LOWER_IS_BETTER[metric]
     values = seed_values(configuration, rows, scenario, load, metric)
     sign = 1.0 if lower_is_better else -1.0
-    best = min(configuration.names("heuristic"), key=lambda name: sign * float(np.mean(values[name])))
+    best = min(configuration.names("heuristic"), key=lambda name: sign * typical(values[name]))
     compared = []
     for router in configuration.router_names:
-        found = compare(values[router], values[best], lower_is_better=lower_is_better)
+        found = compare_ratios(values[router], values[best], lower_is_better=lower_is_better)
+        ends = found.relative_interval or (None, None)
         compared.append(
             ComparisonRow(
                 scenario=scenario,
@@ -61,6 +60,8 @@ def _compare_routers(
                 relative_difference=found.relative_difference,
                 ci_low=found.ci_low,
                 ci_high=found.ci_high,
+                relative_ci_low=ends[0],
+                relative_ci_high=ends[1],
                 method="itself" if router == best else found.method,
                 verdict="reference" if router == best else found.verdict,
             )

@@ -41,8 +41,16 @@ HEADLINE: tuple[str, ...] = ("e2e_mean_s", "ttft_mean_s", "e2e_p99_s", "ttft_p99
 
 MINUS = "\N{MINUS SIGN}"
 SPACE = "\N{NO-BREAK SPACE}"
-MARKS: dict[str, str] = {"better": "✓", "worse": "✗", "undecided": "~", "reference": "best"}
-"""A sign for each verdict, so that no verdict is told by colour alone."""
+MARKS: dict[str, str] = {
+    "better": "✓",
+    "worse": "✗",
+    "undecided": "~",
+    "equal": "=",
+    "reference": "best",
+    "least": "least",
+    "unjudged": "",
+}
+"""A sign for each way to stand beside the reference, so that none is told by colour alone."""
 
 
 def unit(metric: str) -> str:

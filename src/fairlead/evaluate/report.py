@@ -36,6 +36,11 @@ MORE: tuple[str, ...] = tuple(metric for metric in METRICS if metric not in SHOW
 """The metrics that the report shows folded away."""
 
 _MOST_CURVES = 6
+_TOOLTIPS = {
+    "reference": "the best heuristic for {metric}",
+    "least": "the heuristic with the least {metric}",
+    "unjudged": "{against}",
+}
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class Cell:
     """One metric of one router, ready to be printed."""
 
     value: str
-    verdict: str
+    standing: str
     mark: str
     difference: str
     interval: str
@@ -158,21 +163,23 @@ def _cell(results: Results, scenario: str, load: float, router: str, metric: str
     low, high = quantity(metric, found.ci_low), quantity(metric, found.ci_high)
     return Cell(
         value=number(metric, found.mean),
-        verdict=found.verdict,
-        mark=MARKS[found.verdict],
+        standing=found.standing,
+        mark=MARKS[found.standing],
         difference=difference,
         interval=interval,
-        tooltip=(
-            f"the best heuristic for {LABELS[metric]}"
-            if found.verdict == "reference"
-            else f"{found.verdict}: {quantity(metric, found.difference)} [{low} to {high}] against "
-            f"{found.reference_router}, {quantity(metric, found.reference)} ({found.method})"
+        tooltip=_TOOLTIPS.get(found.standing, "{standing}: {against}").format(
+            standing=found.standing,
+            metric=LABELS[metric],
+            against=f"{quantity(metric, found.difference)} [{low} to {high}] against "
+            f"{found.reference_router}, {quantity(metric, found.reference)} ({found.method})",
         ),
     )
 
 
 def _difference(cell: ComparisonRow) -> tuple[str, str]:
     """Difference to the reference and its interval; in percent where the reference is not 0."""
+    if cell.equal:
+        return "equal", ""
     ends = cell.relative_interval
     if ends is None or cell.relative_difference is None:
         return f"{cell.difference:+.2g}", f"{cell.ci_low:+.2g} to {cell.ci_high:+.2g}"

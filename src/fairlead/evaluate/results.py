@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 from fairlead import __version__
 from fairlead.errors import FairleadError
 from fairlead.evaluate.files import RESULTS_FILE
+from fairlead.evaluate.statistics import NEUTRAL
 from fairlead.files import write_text
 from fairlead.simulator.metrics import METRICS
 
@@ -134,6 +135,10 @@ class Row(Record):
         return float(getattr(self, name))
 
 
+Standing = Literal["better", "worse", "undecided", "equal", "reference", "least", "unjudged"]
+"""How a router is shown beside the reference; `least` and `unjudged` where a metric is not judged."""
+
+
 class ComparisonRow(Record):
     """A router against the best heuristic for one metric, paired over the seeds."""
 
@@ -142,27 +147,48 @@ class ComparisonRow(Record):
     router: str
     metric: str
     reference_router: str
-    """The heuristic with the best mean of this metric over the seeds; may be the router itself."""
+    """The heuristic that is best at this metric over the seeds (the geometric mean; the mean where a value is
+    0); may be the router itself."""
     mean: float
     reference: float
     """The reference router's mean."""
     difference: float
     """mean - reference, in the metric's unit."""
     relative_difference: float | None
-    """difference / reference; null only where the reference is 0."""
+    """Geometric mean of the ratios to the reference, seed by seed, minus 1. Where a value is 0, and in files
+    from before, difference / reference; null only where the reference is 0."""
     ci_low: float
     """Lower end of the 95 % interval of the difference."""
     ci_high: float
+    relative_ci_low: float | None = None
+    """Lower end of the 95 % interval of the relative difference; absent in files from before."""
+    relative_ci_high: float | None = None
     method: Literal["paired t", "bootstrap-t", "equal differences", "itself"]
     """How the interval was made; `itself` for the reference router."""
     verdict: Literal["better", "worse", "undecided", "reference"]
 
     @property
     def relative_interval(self) -> tuple[float, float] | None:
-        """The interval as a fraction of the reference; None where the reference is 0."""
+        """The interval of the relative difference; None where the reference is 0."""
         if self.reference == 0.0:
             return None
-        return self.ci_low / self.reference, self.ci_high / self.reference
+        if self.relative_ci_low is None or self.relative_ci_high is None:
+            return self.ci_low / self.reference, self.ci_high / self.reference
+        return self.relative_ci_low, self.relative_ci_high
+
+    @property
+    def equal(self) -> bool:
+        """Whether every single run gave what the reference gave: two routers that chose alike."""
+        return self.method == "equal differences" and self.difference == 0.0
+
+    @property
+    def standing(self) -> Standing:
+        """The verdict as it is shown: equal runs are not undecided, and not every metric is judged."""
+        if self.verdict == "reference":
+            return "least" if self.metric in NEUTRAL else "reference"
+        if self.equal:
+            return "equal"
+        return "unjudged" if self.metric in NEUTRAL else self.verdict
 
 
 class Results(Record):

@@ -1,11 +1,12 @@
 """Paired comparisons over seeds: is a router better than the reference, by how much, how sure is that?
 
 Both routers of a pair served the same requests under each seed, so the noise that the arrivals cause cancels
-in the difference of the two. All intervals are for the mean of these differences; runs that were not paired
-must not be compared with these functions.
+in the difference of the two. All intervals are for the mean of these differences, or of the differences of
+logarithms, which are ratios; runs that were not paired must not be compared with these functions.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -38,10 +39,16 @@ LOWER_IS_BETTER: dict[str, bool] = {
 }
 """Which way each metric of `fairlead.simulator.metrics.METRICS` is good."""
 
+NEUTRAL = frozenset({"imbalance"})
+"""Metrics that are compared but not judged: on unequal replicas less imbalance is not better as such."""
+
 FEWEST_SEEDS_FOR_BOOTSTRAP = 8
 """With fewer, resampling cannot show the spread: the interval comes from Student's t instead."""
 
 RESAMPLES = 4000
+
+_HIGHEST_LOG = 700.0
+"""Of a ratio: two runs alone can put the end of an interval beyond what a number can hold."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +59,13 @@ class Comparison:
         mean: the router's mean over seeds.
         reference: the reference's mean over seeds.
         difference: mean - reference.
-        relative_difference: difference / reference; None where the reference is 0 and the difference is not.
+        relative_difference: difference / reference, or from ratios (`compare_ratios`); None where the
+            reference is 0 and the difference is not.
         ci_low: lower end of the interval of `difference`.
         ci_high: its upper end.
-        method: how the interval was made.
+        method: how the intervals were made.
         verdict: `better` or `worse` where the interval lies entirely on one side of 0, else `undecided`.
+        relative_interval: of `relative_difference`; None where there is none.
     """
 
     mean: float
@@ -67,6 +76,12 @@ class Comparison:
     ci_high: float
     method: Method
     verdict: Verdict
+    relative_interval: tuple[float, float] | None = None
+
+    @property
+    def equal(self) -> bool:
+        """Whether every single run gave the same: two routers that chose alike."""
+        return self.difference == 0.0 and self.method == "equal differences"
 
 
 def paired_interval(
@@ -135,15 +150,56 @@ def compare(
     differences[np.abs(differences) <= 1e-12 * scale] = 0.0
     low, high, method = paired_interval(differences, confidence)
 
-    verdict: Verdict = "undecided"
-    if high < 0:
-        verdict = "better" if lower_is_better else "worse"
-    elif low > 0:
-        verdict = "worse" if lower_is_better else "better"
-
     reference = float(theirs.mean())
     difference = float(differences.mean())
     relative: float | None = 0.0
     if difference != 0.0:
         relative = difference / reference if reference != 0.0 else None
-    return Comparison(float(ours.mean()), reference, difference, relative, low, high, method, verdict)
+    verdict = _verdict(low, high, lower_is_better)
+    ends = None if reference == 0.0 else (low / reference, high / reference)
+    return Comparison(float(ours.mean()), reference, difference, relative, low, high, method, verdict, ends)
+
+
+def compare_ratios(
+    values: ArrayLike, reference_values: ArrayLike, *, lower_is_better: bool, confidence: float = 0.95
+) -> Comparison:
+    """As `compare`, for metrics that cannot be negative: relative difference and verdict are those of ratios.
+
+    Of the ratios router / reference, one per seed, the geometric mean and its interval are taken, minus 1: so
+    no interval passes -100 %, and one run with a backlog does not decide for all others. `difference` and its
+    interval are those of `compare`, in the metric's unit.
+
+    Where a value is 0 there is no ratio: then all is as in `compare`, but that no interval passes -100 %.
+
+    Raises:
+        FairleadError: as `compare`.
+        ValueError: as `compare`.
+    """
+    plain = compare(values, reference_values, lower_is_better=lower_is_better, confidence=confidence)
+    ours, theirs = np.asarray(values, dtype=np.float64), np.asarray(reference_values, dtype=np.float64)
+    if min(ours.min(), theirs.min()) <= 0.0:
+        ends = plain.relative_interval
+        return replace(plain, relative_interval=None if ends is None else (max(ends[0], -1.0), ends[1]))
+    logs = np.log(ours / theirs)
+    logs[np.abs(logs) <= 1e-12] = 0.0  # rounding in the last digits is no difference
+    low, high, _ = paired_interval(logs, confidence)
+    return replace(
+        plain,
+        relative_difference=math.expm1(float(logs.mean())),
+        relative_interval=(math.expm1(low), math.expm1(min(high, _HIGHEST_LOG))),
+        verdict=_verdict(low, high, lower_is_better),
+    )
+
+
+def typical(values: ArrayLike) -> float:
+    """What `compare_ratios` goes by: the geometric mean, or where a value is 0 the mean."""
+    found = np.asarray(values, dtype=np.float64)
+    return float(found.mean()) if found.min() <= 0.0 else math.exp(float(np.log(found).mean()))
+
+
+def _verdict(low: float, high: float, lower_is_better: bool) -> Verdict:
+    if high < 0:
+        return "better" if lower_is_better else "worse"
+    if low > 0:
+        return "worse" if lower_is_better else "better"
+    return "undecided"

@@ -19,7 +19,7 @@ from fairlead.evaluate.phrasing import (
 from fairlead.evaluate.results import ComparisonRow, Results
 
 _NAME_WIDTH = 13  # of the longest heuristic; only names of policy files are longer
-_STYLES = {"better": "green", "worse": "red", "undecided": "dim", "reference": "bold"}
+_STYLES = {"better": "green", "worse": "red", "undecided": "dim", "equal": "dim", "reference": "bold"}
 
 
 def terminal_table(results: Results, scenario: str, load: float) -> Table:
@@ -34,9 +34,10 @@ def terminal_table(results: Results, scenario: str, load: float) -> Table:
     table = Table(
         title=f"{scenario} at {percent_load(load)} ({number('throughput_rps', rate)} requests/s)",
         caption=(
-            f"mean of {len(configuration.seeds)} seeds; difference to the best heuristic of each column and "
-            f"its 95{SPACE}% interval, in{SPACE}%: {MARKS['better']} better, {MARKS['worse']} worse, "
-            f"{MARKS['undecided']} undecided"
+            f"mean of {len(configuration.seeds)} seeds; difference to the best heuristic of each column "
+            f"(geometric mean of the ratios) and its 95{SPACE}% interval, in{SPACE}%: "
+            f"{MARKS['better']} better, {MARKS['worse']} worse, {MARKS['undecided']} undecided, "
+            f"{MARKS['equal']} equal in every run; imbalance is not judged"
         ),
         box=box.SIMPLE_HEAD,
         padding=(0, 0),
@@ -57,18 +58,19 @@ def terminal_table(results: Results, scenario: str, load: float) -> Table:
 
 
 def _cell(cell: ComparisonRow) -> Text:
-    style = _STYLES[cell.verdict]
-    text = Text(number(cell.metric, cell.mean), "bold" if cell.verdict == "reference" else "")
-    if cell.verdict == "reference":
-        return text.append(f"\n{MARKS['reference']}", style)
+    standing = cell.standing
+    style, mark = _STYLES.get(standing, ""), MARKS[standing]
+    text = Text(number(cell.metric, cell.mean), style if standing == "reference" else "")
+    if standing in ("reference", "least", "equal"):
+        return text.append(f"\n{mark}", style)
     interval = cell.relative_interval
     if interval is None or cell.relative_difference is None:
         # A reference of 0 has no percentage: the difference itself is shown instead.
         low, high = (f"{end:+.2g}" for end in (cell.ci_low, cell.ci_high))
-        return text.append(f"\n{MARKS[cell.verdict]}{low}, {high}", style)
+        return text.append(f"\n{mark}{low}, {high}", style)
     low, high = (_short_percent(end) for end in interval)
     text.append(f" {_short_percent(cell.relative_difference)}", style)
-    return text.append(f"\n{MARKS[cell.verdict]}{low}, {high}", style)
+    return text.append(f"\n{mark}{low}, {high}", style)
 
 
 def _short_percent(fraction: float) -> str:

@@ -4,7 +4,7 @@ from collections import Counter
 
 from fairlead.evaluate.phrasing import HEADLINE, LABELS, SPACE, listing, percent, percent_load, quantity
 from fairlead.evaluate.results import ComparisonRow, Results
-from fairlead.evaluate.statistics import LOWER_IS_BETTER, Comparison, compare
+from fairlead.evaluate.statistics import LOWER_IS_BETTER, Comparison, compare_ratios
 
 
 def headline(results: Results) -> list[str]:
@@ -33,7 +33,10 @@ def all_words(results: Results) -> list[str]:
     """The headline, how to read the brackets, then every setting."""
     seeds = len(results.configuration.seeds)
     sentences = headline(results)
-    sentences.append(f"Brackets hold the 95{SPACE}% interval of the difference, paired over {seeds} seeds.")
+    sentences.append(
+        "Percentages are geometric means of the ratios, run by run; brackets hold their "
+        f"95{SPACE}% interval, paired over {seeds} seeds."
+    )
     for scenario, load in results.configuration.settings:
         sentences += setting_words(results, scenario, load)
     return sentences
@@ -52,13 +55,13 @@ def _learned_overall(results: Results, router: str) -> str:
 def _tally(cells: list[ComparisonRow]) -> str:
     """For example `better in 3 (by 4.1 to 25 %) and undecided in 1`."""
     parts = []
-    for verdict in ("better", "worse", "undecided"):
-        found = [cell for cell in cells if cell.verdict == verdict]
+    for verdict in ("better", "worse", "undecided", "equal"):
+        found = [cell for cell in cells if _outcome(cell) == verdict]
         if not found:
             continue
         sizes = sorted(abs(c.relative_difference) for c in found if c.relative_difference is not None)
         size = ""
-        if sizes and verdict != "undecided":
+        if sizes and verdict in ("better", "worse"):
             ends = dict.fromkeys(percent(end, signed=False) for end in (sizes[0], sizes[-1]))
             size = f" (by {' to '.join(ends)}{SPACE}%)"
         parts.append(f"{verdict} in {len(found)}{size}")
@@ -97,13 +100,19 @@ def _against_best(cells: list[ComparisonRow]) -> str:
         "better": "wins on",
         "worse": "loses on",
         "undecided": "is undecided on",
+        "equal": "is equal on",
     }
     parts = []
     for verdict, verb in verbs.items():
-        found = [cell for cell in cells if cell.verdict == verdict]
+        found = [cell for cell in cells if _outcome(cell) == verdict]
         if found:
             parts.append(f"{verb} {listing([_cell_in_words(cell) for cell in found])}")
     return "; ".join(parts)
+
+
+def _outcome(cell: ComparisonRow | Comparison) -> str:
+    """The verdict; runs that are all the same are equal, which is not undecided."""
+    return "equal" if cell.equal else cell.verdict
 
 
 def _cell_in_words(cell: ComparisonRow) -> str:
@@ -116,11 +125,12 @@ def _amount(cell: ComparisonRow | Comparison, metric: str, reference: str) -> st
     """For example `25 % below least_work [22 to 27 %]`; signed where the interval holds both sides."""
     if cell.difference == 0.0:
         return f"the same as {reference}"
-    side = "below" if cell.difference < 0 else "above"
-    if cell.relative_difference is None:
+    if cell.relative_difference is None or cell.relative_interval is None:
+        side = "below" if cell.difference < 0 else "above"
         return f"{quantity(metric, abs(cell.difference))} {side} {reference}"
-    ends = sorted((cell.ci_low / cell.reference, cell.ci_high / cell.reference), key=abs)
-    signed = cell.ci_low < 0 < cell.ci_high
+    side = "below" if cell.relative_difference < 0 else "above"
+    ends = sorted(cell.relative_interval, key=abs)
+    signed = min(ends) < 0 < max(ends)
     low, high = (percent(end, signed=signed) for end in (sorted(ends) if signed else ends))
     size = percent(cell.relative_difference, signed=False)
     return f"{size}{SPACE}% {side} {reference} [{low} to {high}{SPACE}%]"
@@ -131,6 +141,6 @@ def _gap(results: Results, scenario: str, load: float, router: str, teacher: str
     parts = []
     for metric in ("e2e_mean_s", "ttft_mean_s"):
         ours, theirs = (results.values(scenario, load, name, metric) for name in (router, teacher))
-        gap = compare(ours, theirs, lower_is_better=LOWER_IS_BETTER[metric])
-        parts.append(f"{LABELS[metric]} is {_amount(gap, metric, teacher)} ({gap.verdict})")
+        gap = compare_ratios(ours, theirs, lower_is_better=LOWER_IS_BETTER[metric])
+        parts.append(f"{LABELS[metric]} is {_amount(gap, metric, teacher)} ({_outcome(gap)})")
     return listing(parts)

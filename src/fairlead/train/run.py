@@ -41,8 +41,9 @@ class Judge:
         if self.beat_heuristics_after_s is None and report.objective < 1.0:
             self.beat_heuristics_after_s = time.monotonic() - self._started
             self._say(
-                f"after {self.beat_heuristics_after_s:.0f} s the policy beats each setting's best heuristic "
-                f"by {100 * (1 - report.objective):.1f} % on average, in {100 * report.beaten:.0f} % of them"
+                f"after {self.beat_heuristics_after_s:.0f} s what the dial weighs is on average "
+                f"{100 * (1 - report.objective):.1f} % below the best heuristic of each setting (below it in "
+                f"{100 * report.beaten:.0f} % of them), on the validation requests"
             )
         return Judgement(report.objective, report.against)
 
