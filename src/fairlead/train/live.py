@@ -22,7 +22,7 @@ from fairlead.evaluate.live_gateway import Bounds, check_lengths, shared_model
 from fairlead.evaluate.live_tournament import Plan, run_live_tournament
 from fairlead.evaluate.report import render_report
 from fairlead.evaluate.results import Results
-from fairlead.evaluate.statistics import Comparison, compare
+from fairlead.evaluate.statistics import Comparison, compare_ratios
 from fairlead.policy.packaged import policy_path
 from fairlead.serve.probe import Finding, probe
 from fairlead.serve.settings import GatewaySettings
@@ -291,12 +291,13 @@ def objective(results: Results, favor: float) -> Comparison:
         costs: list[float] = value(values, OBJECTIVE, favor).tolist()
         return costs
 
-    return compare(of(Path(POLICY_FILE).stem), of(Path(START_FILE).stem), lower_is_better=True)
+    return compare_ratios(of(Path(POLICY_FILE).stem), of(Path(START_FILE).stem), lower_is_better=True)
 
 
 def in_words(found: Comparison, live: LiveConfig, favor: float) -> str:
     """What the comparison shows, and what it does not."""
-    percent = [100.0 * value / found.reference for value in (found.difference, found.ci_low, found.ci_high)]
+    assert found.relative_difference is not None and found.relative_interval is not None  # costs are positive
+    percent = [100.0 * value for value in (found.relative_difference, *found.relative_interval)]
     difference = f"{percent[0]:+.1f} % [{percent[1]:+.1f} to {percent[2]:+.1f}]"
     start = f"{START_FILE}, the policy that it began as"
     verdict = {
