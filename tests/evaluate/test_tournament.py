@@ -45,6 +45,26 @@ def test_a_run_does_not_depend_on_the_seeds_beside_it() -> None:
     np.testing.assert_array_equal(alone.finish_s, among.finish_s)
 
 
+def test_runs_that_would_share_recorded_arrivals_are_refused_before_anything_is_written(
+    tmp_path: Path,
+) -> None:
+    rows = [f"{i},{i % 90 + 1},5" for i in range(400)]
+    log = tmp_path / "log.csv"
+    log.write_text("\n".join(["arrived_at,num_prefill_tokens,num_decode_tokens", *rows]))
+    replayed = {"arrivals": {"kind": "replay", "path": log}, "lengths": {"kind": "trace", "path": log}}
+    scenario = EQUAL.replace(workload=replayed)
+    with pytest.raises(
+        FairleadError, match=r"3 runs of 100 requests need 300 .* at most 2 seeds, or 66 requests"
+    ):
+        run_tournament([EQUAL, scenario.replace(name="log")], [0.6], ["lor"], [0, 1, 2], 100, tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(FairleadError, match="runs that share arrivals are not independent"):
+        simulate(scenario, 0.6, find_router("lor"), [0, 1, 2], 100)
+    first, second = simulate(scenario, 0.6, find_router("lor"), [0, 1], 100)
+    assert (first.output_tokens == 5).all()
+    assert (np.diff(first.arrival_s) > 0).all() and len(second.arrival_s) == 100
+
+
 def test_compiled_and_stepped_runs_agree() -> None:
     """The compiled loop is the step-by-step loop, up to rounding: it leaps over more iterations at once."""
 

@@ -25,7 +25,7 @@ def write(tmp_path: Path, rows: Sequence[object], text: str = "") -> Path:
 
 
 def trace(path: Path, **changes: object) -> MooncakeTrace:
-    return MooncakeTrace.model_validate({"path": path, "train_share": 0, **changes})
+    return MooncakeTrace.model_validate({"path": path, "train_share": 0.1, **changes})
 
 
 def shared(ids: np.ndarray, offsets: np.ndarray, i: int, j: int) -> int:

@@ -22,7 +22,7 @@ from fairlead.simulator.cluster import Clusters
 from fairlead.simulator.fleet import build_fleet
 from fairlead.view.features import FEATURES, features_batch
 from fairlead.view.schema import IN_FLIGHT
-from fairlead.workload.scenario import Scenario, generate
+from fairlead.workload.scenario import Scenario, check_runs, generate
 
 Floats = npt.NDArray[np.float64]
 Features = npt.NDArray[np.float32]
@@ -133,11 +133,12 @@ def examine(
         features: names of the last axis of what the policy sees.
 
     Raises:
-        FairleadError: for a policy with a memory.
+        FairleadError: for a policy with a memory, and more seeds than a recorded trace has runs for.
     """
     if getattr(policy, "has_memory", False):
         raise FairleadError("what a policy with a memory depends on cannot be told by exchanging features")
     rate = load * capacity_rps(scenario)
+    check_runs(scenario, requests=requests, rate=rate, seeds=seeds)
     arrivals = [
         generate(scenario, requests=requests, rate=rate, seed=seed, split="evaluate") for seed in seeds
     ]

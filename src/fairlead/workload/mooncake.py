@@ -11,13 +11,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
 
 from fairlead.errors import FairleadError
 from fairlead.section import FileBeside, Section
 from fairlead.workload.content import Content, chains, full_blocks
 from fairlead.workload.requests import Requests
-from fairlead.workload.traces import version, window
+from fairlead.workload.traces import Recording, TrainShare, part_of, version, window
 
 HASH_BLOCK = 512
 """Tokens that one of the trace's hash ids stands for."""
@@ -39,14 +38,14 @@ class Rows(NamedTuple):
 class MooncakeTrace(Section):
     """The requests of a trace in the Mooncake format, stretched so that their mean rate is the one asked for.
 
-    Training takes the first part of the trace and evaluation the rest; the seed picks where in its part a
-    run begins.
+    Training and validation take the first part of the trace and evaluation the rest; the seed picks which
+    lines of its part a run replays (`traces.window`).
     """
 
     kind: Literal["mooncake"] = "mooncake"
     path: FileBeside
     """JSON lines, relative to the scenario file."""
-    train_share: float = Field(default=0.5, ge=0, lt=1)
+    train_share: TrainShare = 0.5
     """Share of the lines, from the start, that belongs to training."""
 
     def requests(
@@ -72,7 +71,11 @@ class MooncakeTrace(Section):
 
     def rows_for_training(self) -> int:
         """How many lines belong to training."""
-        return round(len(read_mooncake(self.path).time_s) * self.train_share)
+        return len(part_of(len(read_mooncake(self.path).time_s), self.train_share, "train"))
+
+    def recording(self, count: int) -> Recording:
+        """What `count` requests are taken from; errors as `read_mooncake`."""
+        return Recording(self.path, len(read_mooncake(self.path).time_s), self.train_share, count)
 
 
 def _content(rows: Rows, part: slice, outputs: npt.NDArray[np.int64], block_size: int) -> Content:
