@@ -28,7 +28,7 @@ from fairlead.workload.requests import Requests
 from fairlead.workload.sessions import Sessions
 from fairlead.workload.tables import table_text
 from fairlead.workload.timing import TIMING_FILES, TimingSection
-from fairlead.workload.traces import Recording, part_of, window
+from fairlead.workload.traces import Lengths, Recording, part_of, window
 
 SUITE_PREFIX = "suite/"
 """In front of the name of a suite (`suites.py`)."""
@@ -153,11 +153,16 @@ class Workload(Section):
         if whole is not None:
             return whole.requests(count, rate, seed, split, self.max_tokens, block_size)
         assert self.arrivals is not None
+        lengths = self.drawn_lengths(count, seed, split)
+        return Requests(self.arrivals.times(count, rate, seed, split), *lengths)
+
+    def drawn_lengths(self, count: int, seed: int, split: str) -> Lengths:
+        """The lengths of `count` requests, of a workload of arrivals and lengths; arrivals do not matter."""
         assert self.lengths is not None
         prompt_tokens, output_tokens = self.lengths.draw(count, seed, split)
         if self.max_tokens is not None:
             output_tokens = np.minimum(output_tokens, self.max_tokens)
-        return Requests(self.arrivals.times(count, rate, seed, split), prompt_tokens, output_tokens)
+        return Lengths(prompt_tokens, output_tokens)
 
     def rows_for_training(self) -> int | None:
         """How many requests the training split can draw; None where nothing limits it."""
