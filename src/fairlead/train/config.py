@@ -11,7 +11,7 @@ from fairlead.section import Section, first_problem, invalid
 from fairlead.train.curriculum import Stage, check_stages
 from fairlead.train.live_config import LiveConfig
 from fairlead.train.ppo_config import PPOConfig
-from fairlead.train.schedule import Exponential, Linear, PositiveSchedule
+from fairlead.train.schedule import Exponential, PositiveSchedule
 from fairlead.view.features import FEATURES
 
 Positive = Annotated[float, Field(gt=0)]
@@ -265,20 +265,6 @@ class TrainConfig(Section):
         low, high = self.environment.favor
         inside = tuple(f for f in self.validation.favors if low <= f <= high)
         return inside or (low,) if low == high else tuple(dict.fromkeys((low, *inside, high)))
-
-    def from_scratch(self) -> "TrainConfig":
-        """The same run without imitation: a larger step, and a little entropy.
-
-        The critic's warm-up stays: without it some seeds let the replicas' loads drift apart for good.
-        A critic that knows nothing takes a growing queue for free.
-        """
-        ppo = self.ppo.model_copy(
-            update={
-                "actor_learning_rate": Linear(start=3e-3, end=1e-4),
-                "entropy_coefficient": Linear(start=0.001, end=0.0),
-            }
-        )
-        return self.model_copy(update={"imitation": None, "ppo": ppo})
 
     @property
     def hash(self) -> str:
