@@ -103,7 +103,7 @@ class ImitationConfig(Section):
     """Every n-th labelled step is kept out of the fit; agreement and regret are measured on those."""
     weights: dict[str, Positive] = Field(default_factory=dict)
     """What the clusters of a scenario count for, 1 where nothing is said: more for one that is hard to learn.
-    For teachers that price choices, or where scenarios have `teachers` of their own."""
+    A decision's loss, the entropy bonus aside, counts for so many, among those of all sizes of cluster."""
     sequence_length: Count = 32
     """With a memory: decisions per training sequence, of which `steps` and `teacher_steps` are multiples."""
 

@@ -26,7 +26,8 @@ class Stage(Section):
     glide: bool = False
     """Whether the load moves in a straight line to that of the next stage, instead of jumping."""
     scenarios: dict[str, Annotated[float, Field(gt=0)]] | None = None
-    """Shares of the groups of clusters by scenario; scenarios left out rest."""
+    """Shares by scenario of the groups of clusters, among those of one number of replicas: how many groups
+    each number has is fixed. Scenarios left out rest, but of each number one has to be named."""
     reward: RewardConfig | None = None
     """The reward, of the same kind as `environment.reward`."""
 

@@ -19,6 +19,7 @@ from fairlead.policy.network import NetworkRouter, RouterNetwork
 from fairlead.train import checkpoint, imitation, logs, ppo
 from fairlead.train.config import ImitationConfig, TrainConfig
 from fairlead.train.curriculum import Setting, setting_at
+from fairlead.train.demonstrations import Examples
 from fairlead.train.device import check_device
 from fairlead.train.failure import NotFinite, dump
 from fairlead.train.ppo import Part
@@ -471,11 +472,8 @@ def _reference(run: Run, state: TrainState) -> RouterNetwork | None:
     return network.requires_grad_(False)
 
 
-def _cloning(run: Run, state: TrainState) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _cloning(run: Run, state: TrainState) -> list[Examples]:
     """The demonstrations that PPO goes on imitating."""
     if run.config.ppo.cloning.range[1] == 0 or run.config.imitation is None:
         return []
-    examples = [
-        imitation.examples_of(each, run.config.imitation, recurrent=False) for each in state.demonstrations
-    ]
-    return [(each.observations, each.labels) for each in examples]
+    return imitation.examples_of(state.demonstrations, run.config.imitation, recurrent=False)
