@@ -36,6 +36,7 @@ def test_two_scenarios_of_one_name_are_an_error(tmp_path: Path):
 def test_loads():
     assert load_list(None) is None
     assert load_list("0.5, 0.85") == [0.5, 0.85]
+    assert load_list("0.5, 0.85, .50, 0.850") == [0.5, 0.85]
 
 
 @pytest.mark.parametrize("text", ["0", "1.5", "-1", "nan", "inf", "70%", "much", ""])

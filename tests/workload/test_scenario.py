@@ -377,6 +377,12 @@ def test_of_recorded_starts_sessions_are_counted(tmp_path: Path):
         check_runs(scenario, requests=1000, rate=500.0, seeds=range(6))
 
 
+def test_a_load_is_named_once(tmp_path: Path):
+    path = write(tmp_path / "mine.yaml", REPLICAS, WORKLOAD, "loads: [0.5, 0.7, 0.50]")
+    with pytest.raises(FairleadError, match=r"loads: 0\.5 is given twice: name each load once"):
+        load_scenario(path)
+
+
 def test_one_trace_has_one_share_for_training(tmp_path: Path):
     with pytest.raises(FairleadError, match=r"workload: the times of log.csv have train_share 0.3"):
         recorded(

@@ -124,7 +124,7 @@ def scenario_list(values: Iterable[str]) -> "list[Scenario]":
 
 
 def load_list(text: str | None) -> list[float] | None:
-    """The loads in `text`, checked; None if the option was not given."""
+    """The distinct loads in `text`, checked; None if the option was not given."""
     if text is None:
         return None
     from fairlead.workload.scenario import check_load
@@ -139,7 +139,7 @@ def load_list(text: str | None) -> list[float] | None:
             ) from None
         check_load(load)
         loads.append(load)
-    return loads
+    return list(dict.fromkeys(loads))
 
 
 def seed_list(first: int, count: int) -> list[int]:

@@ -32,7 +32,7 @@ from fairlead.policy.heuristics import Lookahead
 from fairlead.serve.probe import Finding, probe
 from fairlead.serve.settings import GatewaySettings, Policy
 from fairlead.simulator.capacity import capacity_rps
-from fairlead.simulator.metrics import summarise
+from fairlead.simulator.metrics import COOLDOWN, WARMUP, measured_window, summarise
 from fairlead.simulator.outcomes import Outcomes
 from fairlead.view.preference import DEFAULT_FAVOR
 from fairlead.workload.requests import Requests
@@ -132,6 +132,7 @@ def run_live_tournament(
     for entry in entries:
         if isinstance(entry.router, Lookahead):
             raise FairleadError(f"{entry.name} needs the simulator's full state: leave it out with --backend")
+    measured_window(plan.requests, WARMUP, COOLDOWN)
     plan.check_runs()
     _check_time(plan, len(entries), bounds, speed)
     findings = asyncio.run(probe(settings.backends))

@@ -17,7 +17,7 @@ from fairlead.policy.catalogue import ALL_HEURISTICS, Entry, find_router, find_r
 from fairlead.simulator.capacity import capacity_rps
 from fairlead.simulator.cluster import Clusters
 from fairlead.simulator.fleet import build_fleet
-from fairlead.simulator.metrics import summarise
+from fairlead.simulator.metrics import COOLDOWN, WARMUP, measured_window, summarise
 from fairlead.simulator.outcomes import Outcomes
 from fairlead.workload.scenario import Scenario, check_load, check_runs, generate
 
@@ -101,9 +101,12 @@ def run_tournament(
         check_load(load)
     if len(settings) < len(scenarios):
         raise FairleadError("two scenarios have the same name: give one of them another")
+    if any(len(set(each)) < len(each) for each in settings.values()):
+        raise FairleadError("the same load is given twice: name each once")
+    measured_window(requests, WARMUP, COOLDOWN)
     capacities = {s.name: capacity_rps(s) for s in scenarios}
     for s in scenarios:
-        check_runs(s, requests=requests, rate=max(settings[s.name]) * capacities[s.name], seeds=seeds)
+        _check_requests(s, max(settings[s.name]) * capacities[s.name], seeds, requests)
     configuration = Configuration(
         scenarios={s.name: s.model_dump(mode="json") for s in scenarios},
         loads=settings,
@@ -136,6 +139,17 @@ def run_tournament(
     results = build_results(configuration, rows)
     write_results(directory, results)
     return results
+
+
+def _check_requests(scenario: Scenario, rate: float, seeds: Sequence[int], requests: int) -> None:
+    """Refuse what would be refused when it is run: requests that no replica holds, too few recorded ones.
+
+    Raises:
+        FairleadError: if there are any.
+    """
+    check_runs(scenario, requests=requests, rate=rate, seeds=seeds)
+    arrivals = [generate(scenario, requests=requests, rate=rate, seed=s, split="evaluate") for s in seeds]
+    Clusters([build_fleet(scenario)] * len(seeds), arrivals, seed=seeds[0])
 
 
 def row(scenario: str, load: float, router: str, seed: int, rate: float, metrics: dict[str, float]) -> Row:

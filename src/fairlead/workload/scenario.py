@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 import yaml
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from fairlead import rng
 from fairlead.errors import FairleadError
@@ -233,6 +233,14 @@ class Scenario(Section):
     """Fractions of measured capacity."""
     view: ViewOptions = ViewOptions()
     slo: SLO = SLO()
+
+    @field_validator("loads")
+    @classmethod
+    def _check_loads(cls, loads: tuple[float, ...]) -> tuple[float, ...]:
+        twice = [load for position, load in enumerate(loads) if load in loads[:position]]
+        if twice:
+            raise invalid(f"{twice[0]:g} is given twice: name each load once")
+        return loads
 
     @model_validator(mode="after")
     def _check_faults(self) -> Self:
