@@ -190,7 +190,8 @@ class TrainConfig(Section):
     validation: ValidationConfig = ValidationConfig()
     stability: StabilityConfig = StabilityConfig()
     minutes: Positive | None = None
-    """Stop after this much time; default: when all iterations are done."""
+    """Stop after this much time, after a round of imitation or an iteration; a run that is resumed has
+    what is left of it. Default: when all iterations are done."""
     evaluate_every: Count = 5
     """Iterations between held-out evaluations."""
     keep: Literal["best", "last"] = "best"

@@ -125,6 +125,8 @@ def train(
         extra_files={SCENARIOS_FILE: scenarios_text(scenarios)},
         heuristics=tuple(HEURISTICS),
     )
+    if result.ended_early:
+        say(f"training ended early: {result.ended_early}; --start-from {result.policy} goes on in a new run")
     if config.start_from is not None:
         say(_gained(result))
     elif judge.beat_heuristics_after_s is None and not resume:

@@ -80,7 +80,7 @@ class TrainResult:
     history: list[dict[str, float]]
     """Held-out evaluations: iteration, decisions, seconds, objective."""
     ended_early: str = ""
-    """Why an environment gave no more, if it did."""
+    """Why training ended before all iterations were done, if it did."""
 
 
 @dataclass
@@ -99,6 +99,10 @@ class Run:
         """Write the checkpoint."""
         with state.profiler.phase("checkpoint"):
             checkpoint.save(self.directory / "checkpoint.pt", contents(state, self.features), self.config)
+
+    def out_of_time(self, state: TrainState) -> bool:
+        """Whether `minutes` are over, those of earlier sessions included."""
+        return self.config.minutes is not None and state.seconds > 60 * self.config.minutes
 
     def judge(self, state: TrainState) -> Judgement:
         """Evaluate the network as it is and keep it if that is wanted; NaN without an evaluation."""
@@ -184,13 +188,17 @@ def train(
             state = _begin(run, resume)
             if config.start_from is not None and state.best is None:
                 run.judge(state)  # what it has to become better than
-            if config.imitation is not None and state.imitation_round < config.imitation.rounds:
+            imitating = config.imitation is not None and state.imitation_round < config.imitation.rounds
+            if config.imitation is not None and imitating and not run.out_of_time(state):
                 envs = _listed((make_imitation_env or make_env)())
                 _imitate(run, state, config.imitation, envs, teacher or lookahead())
             try:
-                _improve(run, state, _listed(make_env()))
+                if not run.out_of_time(state):
+                    _improve(run, state, _listed(make_env()))
             except Enough as reason:
                 ended_early = str(reason)
+            if run.out_of_time(state) and state.iteration < config.ppo.total_iterations:
+                ended_early = ended_early or f"its {config.minutes:g} minutes are over"
         except KeyboardInterrupt:
             raise TrainingInterrupted(
                 f"interrupted; the run can be resumed from {directory / 'checkpoint.pt'}"
@@ -319,14 +327,16 @@ def _imitate(run: Run, state: TrainState, config: ImitationConfig, envs: list[En
             }
             tracker.write(row)
             run.on_progress(Progress("imitation", 1000 * state.imitation_round, 1000 * config.rounds, row))
-        last = state.imitation_round == config.rounds
-        if last or state.imitation_round % config.evaluate_every == 0:
+        last, out_of_time = state.imitation_round == config.rounds, run.out_of_time(state)
+        if last or out_of_time or state.imitation_round % config.evaluate_every == 0:
             run.judge(state)
         if last:
             if run.config.ppo.cloning.range[1] == 0:
                 state.demonstrations = []
             state.optimiser = ppo.make_optimiser(state.network)
         run.save(state)
+        if out_of_time:
+            return
 
 
 def _improve(run: Run, state: TrainState, envs: list[Env]) -> None:
@@ -386,7 +396,7 @@ def _improve(run: Run, state: TrainState, envs: list[Env]) -> None:
             state.decisions += routed
             elapsed = time.perf_counter() - started
             state.seconds = seconds + elapsed
-            out_of_time = config.minutes is not None and state.seconds > 60 * config.minutes
+            out_of_time = run.out_of_time(state)
             last = state.iteration == total or out_of_time
             due = state.iteration % config.evaluate_every == 0 or last
             judgement = run.judge(state) if due and knobs.train_actor else Judgement(float("nan"))
@@ -427,7 +437,7 @@ def _improve(run: Run, state: TrainState, envs: list[Env]) -> None:
                     f"training became unstable in iteration {number} ({signs}); the last checkpoint is in "
                     f"{run.directory}"
                 )
-            if out_of_time:
+            if run.out_of_time(state):  # an evaluation takes time too
                 return
 
 
