@@ -125,6 +125,20 @@ def test_controllers_survive_a_checkpoint() -> None:
         ({"environment": {"curriculum": [{"begins": 0.5}, {"begins": 0.2}]}}, "runs backwards"),
         ({"environment": {"curriculum": [{"begins": 0.1, "reward": {"kind": "hybrid"}}]}}, "cannot change"),
         ({"environment": {"reward": {"kind": "hybrid", "clip": [1, -1]}}}, "runs backwards"),
+        ({"ppo": {"pulses": {"losing_to": "radnom"}}}, "'radnom' is no heuristic; did you mean random"),
+        (
+            {
+                "environment": {
+                    "reward": {"kind": "hybrid"},
+                    "curriculum": [{"begins": 0.5, "reward": {"kind": "hybrid", "baseline": "lro"}}],
+                }
+            },
+            "'lro' is no heuristic; did you mean lor",
+        ),
+        (
+            {"environment": {"curriculum": [{"begins": 0.5, "glide": True, "load": [0.5, 0.6]}]}},
+            "there is none",
+        ),
     ],
 )
 def test_contradictions_are_refused(settings: dict[str, Any], message: str) -> None:

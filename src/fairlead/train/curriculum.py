@@ -51,12 +51,17 @@ def check_stages(stages: Sequence[Stage], load: tuple[float, float] | None, rewa
     """Refuse stages that contradict each other.
 
     Raises:
-        PydanticCustomError: if they run backwards, a load glides from or to loads that are not given, or the
-            kind of reward changes.
+        PydanticCustomError: if they run backwards, a load glides from or to loads that are not given or to
+            no stage at all, or the kind of reward changes.
     """
     begins = [stage.begins for stage in stages]
     if begins != sorted(set(begins)):
         raise invalid(f"the curriculum runs backwards: its stages begin at {begins}")
+    if stages and stages[-1].glide:
+        raise invalid(
+            f"the load of the stage at {stages[-1].begins:g} glides to that of the next one, and there is "
+            "none: leave glide out, or name the stage that it glides to"
+        )
     for stage, after in itertools.pairwise(stages):
         if stage.glide and load is None and None in (stage.load, after.load):
             raise invalid(
