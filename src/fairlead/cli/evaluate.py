@@ -30,6 +30,7 @@ from fairlead.errors import FairleadError
 if TYPE_CHECKING:
     from fairlead.evaluate.live_tournament import Plan
     from fairlead.evaluate.results import Results
+    from fairlead.policy.artefact import OnnxRouter
     from fairlead.workload.scenario import Scenario
 
 EXAMPLES = (
@@ -100,6 +101,7 @@ def command(
     run, with 95 % intervals. Writes results.json, requests.parquet (every single request) and report.html.
     With --backend the requests are sent to live servers, at their times, one router after the other.
     """
+    from fairlead.evaluate.dependence import check
     from fairlead.evaluate.live_gateway import Bounds
     from fairlead.evaluate.live_tournament import run_live_tournament
     from fairlead.evaluate.report import render_report
@@ -130,6 +132,8 @@ def command(
     ]
     for each in scenarios:
         capacity(each)
+    if dependence:
+        check(_learned(names, favor), scenarios, loads)
     with on_interrupt(lambda: f"nothing was saved in {out}"), ProgressBar() as progress:
         if live:
             results = run_live_tournament(
@@ -181,19 +185,24 @@ def _plan(
     return Plan(scenarios[0], rates(scenarios[0], loads, rate), tuple(seeds), count)
 
 
+def _learned(names: list[str], favor: float | None) -> "list[OnnxRouter]":
+    """The policies among the routers."""
+    from fairlead.policy.artefact import OnnxRouter
+    from fairlead.policy.catalogue import find_routers
+
+    return [e.router for e in find_routers(names, favor) if isinstance(e.router, OnnxRouter)]
+
+
 def _examine(
     names: list[str], favor: float | None, scenarios: "list[Scenario]", results: "Results", out: Path
 ) -> None:
     """Write what each learned policy depends on, in each setting."""
     from fairlead.evaluate.dependence import examine, write_dependence
-    from fairlead.policy.artefact import OnnxRouter
-    from fairlead.policy.catalogue import find_routers
 
     by_name = {scenario.name: scenario for scenario in scenarios}
-    policies = [e.router for e in find_routers(names, favor) if isinstance(e.router, OnnxRouter)]
     found = [
         examine(policy, by_name[name], load)
-        for policy in policies
+        for policy in _learned(names, favor)
         for name, load in results.configuration.settings
     ]
     write_dependence(out, found)

@@ -68,6 +68,10 @@ class Policy(Protocol):
         ...
 
 
+REQUESTS, SEEDS = 600, (0, 1, 2, 3)
+"""Of the runs that are looked at."""
+
+
 class Gap(NamedTuple):
     """Decisions at which the busiest replica had so many requests more in flight than the least busy one."""
 
@@ -113,13 +117,38 @@ def block_of(feature: str) -> str:
     return "other"
 
 
+def check(policies: Sequence[Policy], scenarios: Sequence[Scenario], loads: Sequence[float] | None) -> None:
+    """Refuse what `examine` would refuse, before anything else has been run.
+
+    Args:
+        policies: to examine.
+        scenarios: where.
+        loads: fractions of capacity; None: each scenario's own.
+
+    Raises:
+        FairleadError: for a policy with a memory, and a recorded trace that is too short.
+    """
+    for policy in policies:
+        _refuse_memory(policy)
+    for scenario in scenarios if policies else ():
+        rate = max(loads or scenario.loads) * capacity_rps(scenario)
+        check_runs(scenario, requests=REQUESTS, rate=rate, seeds=SEEDS)
+
+
+def _refuse_memory(policy: Policy) -> None:
+    if getattr(policy, "has_memory", False):
+        raise FairleadError(
+            f"{policy.name} has a memory: what such a policy depends on cannot be told by exchanging features"
+        )
+
+
 def examine(
     policy: Policy,
     scenario: Scenario,
     load: float,
     *,
-    requests: int = 600,
-    seeds: Sequence[int] = (0, 1, 2, 3),
+    requests: int = REQUESTS,
+    seeds: Sequence[int] = SEEDS,
     features: tuple[str, ...] = FEATURES,
 ) -> Dependence:
     """Run `policy` greedily and see what its decisions hang on.
@@ -135,8 +164,7 @@ def examine(
     Raises:
         FairleadError: for a policy with a memory, and more seeds than a recorded trace has runs for.
     """
-    if getattr(policy, "has_memory", False):
-        raise FairleadError("what a policy with a memory depends on cannot be told by exchanging features")
+    _refuse_memory(policy)
     rate = load * capacity_rps(scenario)
     check_runs(scenario, requests=requests, rate=rate, seeds=seeds)
     arrivals = [
