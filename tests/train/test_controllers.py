@@ -125,6 +125,10 @@ def test_controllers_survive_a_checkpoint() -> None:
         ({"environment": {"curriculum": [{"begins": 0.5}, {"begins": 0.2}]}}, "runs backwards"),
         ({"environment": {"curriculum": [{"begins": 0.1, "reward": {"kind": "hybrid"}}]}}, "cannot change"),
         ({"environment": {"reward": {"kind": "hybrid", "clip": [1, -1]}}}, "runs backwards"),
+        ({"environment": {"curriculum": [{"begins": 0.5, "load": [0.5, 1.5]}]}}, "load 1.5 is not between"),
+        ({"environment": {"load": [-1, 0.5]}}, "load -1 is not between 0 and 1.5"),
+        ({"validation": {"loads": [0.7, 5.0]}}, "load 5 is not between 0 and 1.5"),
+        ({"validation": {"loads": []}}, "at least 1"),
         ({"ppo": {"pulses": {"losing_to": "radnom"}}}, "'radnom' is no heuristic; did you mean random"),
         (
             {

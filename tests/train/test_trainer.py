@@ -81,6 +81,15 @@ def test_a_run_whose_time_is_over_stops_after_the_round_or_iteration_that_it_is_
     assert (again.decisions, again.ended_early) == (result.decisions, result.ended_early)
 
 
+def test_a_directory_below_a_file_is_refused(go, tmp_path):
+    (tmp_path / "file").write_text("")
+    for directory in (tmp_path / "file" / "run", tmp_path / "file" / "more" / "run"):
+        with pytest.raises(
+            FairleadError, match=r"file is a file, so that there can be no .*run: choose another"
+        ):
+            go(directory)
+
+
 @pytest.mark.parametrize(("keep", "kept"), [("best", 1.0), ("last", 3.0)])
 def test_imitation_is_evaluated_between_its_rounds(go, toy, tmp_path, keep, kept):
     """The best of all is kept, also where it was found before the last round; or the last, if so asked."""

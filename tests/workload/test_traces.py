@@ -131,6 +131,8 @@ def test_training_begins_anywhere_in_its_part():
         ([VIDUR, "0,5,nan"], "row 1 (line 2): num_decode_tokens = 'nan' is not a finite whole number"),
         ([VIDUR, "0,inf,5"], "row 1 (line 2): num_prefill_tokens = 'inf' is not a finite whole number"),
         ([VIDUR, "0,1.5,5"], "row 1 (line 2): num_prefill_tokens = '1.5' is not a finite whole number"),
+        ([VIDUR, "0,5,10000001"], "num_decode_tokens = '10000001' must be at most 10,000,000 tokens"),
+        ([VIDUR, "0,1e300,5"], "num_prefill_tokens = '1e300' must be at most 10,000,000 tokens"),
         ([VIDUR, "0,,5"], "row 1 (line 2): num_prefill_tokens = '' is not a finite whole number"),
         ([VIDUR, "nan,5,5"], "row 1 (line 2): arrived_at = 'nan' must be finite"),
         ([VIDUR, "-1,5,5"], "row 1 (line 2): arrived_at = '-1' must not be negative"),

@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 from fairlead.env.reward_config import RewardConfig, SafetyConfig, SojournReward
 from fairlead.errors import FairleadError
 from fairlead.section import Section, first_problem, invalid
-from fairlead.train.curriculum import Stage, check_stages
+from fairlead.train.curriculum import Load, Stage, check_stages
 from fairlead.train.live_config import LiveConfig
 from fairlead.train.ppo_config import PPOConfig
 from fairlead.train.schedule import Exponential, PositiveSchedule
@@ -117,7 +117,7 @@ class EnvironmentConfig(Section):
     """Clusters that see the same arrivals, so that they differ by routing alone."""
     imitation_envs: Count = 32
     """Clusters for imitation, each with its own arrivals."""
-    load: tuple[float, float] | None = None
+    load: tuple[Load, Load] | None = None
     """Range of the load, as fractions of capacity, drawn anew for each group and episode; by default from the
     lowest of the scenario's own `loads` to 0.05 above the highest."""
     favor: tuple[float, float] = (0.0, 1.0)
@@ -137,7 +137,7 @@ class EnvironmentConfig(Section):
 class ValidationConfig(Section):
     """The held-out settings by which the best policy of a run is chosen."""
 
-    loads: tuple[float, ...] | None = None
+    loads: Annotated[tuple[Load, ...], Field(min_length=1)] | None = None
     """Fractions of capacity; by default those of each scenario."""
     favors: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     """Points on the dial; those outside the trained range are left out."""

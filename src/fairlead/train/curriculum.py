@@ -5,12 +5,25 @@ import math
 from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from fairlead.env.reward_config import RewardConfig
+from fairlead.errors import FairleadError
 from fairlead.section import Section, invalid
+from fairlead.workload.scenario import check_load
 
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _sensible(load: float) -> float:
+    try:
+        return check_load(load)
+    except FairleadError as error:
+        raise invalid(str(error)) from None
+
+
+Load = Annotated[float, AfterValidator(_sensible)]
+"""A fraction of capacity that makes sense (`workload.scenario.check_load`)."""
 
 
 class Stage(Section):
@@ -21,7 +34,7 @@ class Stage(Section):
 
     begins: Share
     """Progress of PPO (0 to 1) at which it begins; the switch comes with the next fresh episodes."""
-    load: tuple[float, float] | None = None
+    load: tuple[Load, Load] | None = None
     """Range of the load, as fractions of capacity."""
     glide: bool = False
     """Whether the load moves in a straight line to that of the next stage, instead of jumping."""

@@ -15,7 +15,7 @@ from fairlead.train.teachers import Teacher, make_teacher
 from fairlead.train.tracking import Progress
 from fairlead.train.trainer import Judgement, TrainResult
 from fairlead.train.validation import Validations
-from fairlead.workload.scenario import Scenario, check_load
+from fairlead.workload.scenario import Scenario
 
 OnProgress = Callable[[str, float, float], None]
 """Called with (what is being done, done, total)."""
@@ -198,8 +198,6 @@ def _check_curriculum(config: TrainConfig, by_size: dict[int, list[Scenario]]) -
         FairleadError: if one does not.
     """
     for stage in config.environment.curriculum:
-        for bound in stage.load or ():
-            check_load(bound)
         if stage.scenarios is None:
             continue
         known = {s.name for those in by_size.values() for s in those}

@@ -239,11 +239,16 @@ def _explained(error: NotFinite, run: Run, state: TrainState | None) -> Fairlead
 
 
 def check_free(directory: Path) -> None:
-    """Refuse a directory that holds anything.
+    """Refuse a directory that holds anything, or that cannot be.
 
     Raises:
-        FairleadError: if it is not new or empty.
+        FairleadError: if it is not new or empty, or would lie below a file.
     """
+    above = next(parent for parent in directory.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise FairleadError(
+            f"{above} is a file, so that there can be no {directory}: choose another directory"
+        )
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise FairleadError(f"{directory} is not empty; resume the run in it or choose another directory")
 
@@ -255,7 +260,10 @@ def _begin(run: Run, resume: bool) -> TrainState:
         return restore(saved, run.config, run.features)
     check_free(run.directory)
     state = fresh(run.config, run.features)
-    run.directory.mkdir(parents=True, exist_ok=True)
+    try:
+        run.directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FairleadError(f"cannot make the directory {run.directory}: {error.strerror}") from None
     (run.directory / "config.json").write_text(run.config.model_dump_json(indent=2) + "\n")
     for name, text in run.extra_files.items():
         (run.directory / name).write_text(text, encoding="utf-8")

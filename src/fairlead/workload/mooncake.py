@@ -16,7 +16,7 @@ from fairlead.errors import FairleadError
 from fairlead.section import FileBeside, Section
 from fairlead.workload.content import Content, chains, full_blocks
 from fairlead.workload.requests import Requests
-from fairlead.workload.traces import Recording, TrainShare, part_of, version, window
+from fairlead.workload.traces import MOST_TOKENS, Recording, TrainShare, part_of, version, window
 
 HASH_BLOCK = 512
 """Tokens that one of the trace's hash ids stands for."""
@@ -161,8 +161,10 @@ def _parse(line: str, where: str) -> dict[str, Any]:
     if not isinstance(time, int | float) or isinstance(time, bool) or not 0 <= time < 1e15:
         raise FairleadError(f"{where}: timestamp = {time!r} is not a number of milliseconds from 0 up")
     for key in ("input_length", "output_length"):
-        if not isinstance(row[key], int) or isinstance(row[key], bool) or not 1 <= row[key] <= 10_000_000:
-            raise FairleadError(f"{where}: {key} = {row[key]!r} is not a whole number of at least 1 token")
+        if not isinstance(row[key], int) or isinstance(row[key], bool) or not 1 <= row[key] <= MOST_TOKENS:
+            raise FairleadError(
+                f"{where}: {key} = {row[key]!r} is not a whole number of tokens, from 1 to {MOST_TOKENS:,}"
+            )
     ids = row["hash_ids"]
     if not isinstance(ids, list) or any(not isinstance(i, int) or isinstance(i, bool) or i < 0 for i in ids):
         raise FairleadError(f"{where}: hash_ids is not a list of whole numbers from 0 up")

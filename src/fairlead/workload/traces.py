@@ -25,6 +25,9 @@ from fairlead.errors import FairleadError
 from fairlead.rng import stream
 from fairlead.workload.requests import Requests
 
+MOST_TOKENS = 10_000_000
+"""Of a prompt or an output; more is a mistake in the trace."""
+
 
 class Format(NamedTuple):
     """The columns of one trace format."""
@@ -92,7 +95,7 @@ def read_trace(path: Path | str) -> Requests:
 
     Raises:
         FairleadError: naming the row, for a missing column or cell, a value that is negative, not finite
-            or not a whole number of at least one token, and for times that are not sorted.
+            or not a whole number of tokens from 1 to `MOST_TOKENS`, and for times that are not sorted.
     """
     arrival_s, lengths = _read(*version(path), True)
     return Requests(arrival_s, lengths.prompt_tokens, lengths.output_tokens)
@@ -225,4 +228,8 @@ def _tokens(cell: str, where: str) -> int:
         raise FairleadError(f"{where} = {cell!r} is not a finite whole number; correct or delete the row")
     if number < 1:
         raise FairleadError(f"{where} = {cell!r} must be at least 1 token; correct or delete the row")
+    if number > MOST_TOKENS:
+        raise FairleadError(
+            f"{where} = {cell!r} must be at most {MOST_TOKENS:,} tokens; correct or delete the row"
+        )
     return int(number)
