@@ -129,6 +129,7 @@ def test_live_servers_are_measured(fairlead, tmp_path):
     "options",
     [
         ("--rate", "1"),
+        ("--minutes", "1"),
         ("--backend", "http://127.0.0.1:1", "--simulator", "vidur"),
         ("--backend", "http://127.0.0.1:1", "--dependence"),
         ("--backend", "http://127.0.0.1:1"),

@@ -87,3 +87,12 @@ def test_a_file_that_is_no_settings_file(tmp_path: Path, content):
 def test_a_file_that_is_not_there(tmp_path: Path):
     with pytest.raises(FairleadError, match="cannot read"):
         read_settings(tmp_path / "none.yaml", [])
+
+
+def test_a_section_that_is_given_twice_is_an_error(tmp_path: Path):
+    file = tmp_path / "train.yaml"
+    file.write_text("ppo: {epochs: 4}\nseed: 1\nppo: {clip: 0.1}\n")
+    with pytest.raises(
+        FairleadError, match=r"train\.yaml is not valid YAML: line 3: the key ppo is given twice"
+    ):
+        read_settings(file, [])

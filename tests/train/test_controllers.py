@@ -120,6 +120,10 @@ def test_controllers_survive_a_checkpoint() -> None:
         ({"ppo": {"kl_control": "adaptive", "kl_target": 0.1, "early_stop_kl": 0.05}}, "stops before"),
         ({"ppo": {"rollout_steps": 100}, "network": {"gru_layers": 1}}, "no multiple of ppo.sequence_length"),
         ({"ppo": {"cloning": 0.1}, "network": {"gru_layers": 1}}, "do not work with a GRU"),
+        (
+            {"imitation": {"label_every": 4}, "network": {"gru_layers": 1}},
+            "label_every does not work with a GRU",
+        ),
         ({"network": {"attention": 16, "attention_heads": 3}}, "no multiple of attention_heads"),
         ({"network": {"critic": "shared", "critic_attention": True}}, "for a decoupled critic"),
         ({"environment": {"curriculum": [{"begins": 0.5}, {"begins": 0.2}]}}, "runs backwards"),

@@ -377,6 +377,13 @@ def test_of_recorded_starts_sessions_are_counted(tmp_path: Path):
         check_runs(scenario, requests=1000, rate=500.0, seeds=range(6))
 
 
+def test_prefixes_are_remembered_only_where_they_are_cached(tmp_path: Path):
+    lines = (REPLICAS, WORKLOAD, "view: {prefix_memory_blocks: 9}")
+    with pytest.raises(FairleadError, match=r"view\.prefix_memory_blocks: no prefix is cached here"):
+        load_scenario(write(tmp_path / "mine.yaml", *lines))
+    load_scenario(write(tmp_path / "mine.yaml", *lines, "engine: {enable_prefix_caching: true}"))
+
+
 def test_a_load_is_named_once(tmp_path: Path):
     path = write(tmp_path / "mine.yaml", REPLICAS, WORKLOAD, "loads: [0.5, 0.7, 0.50]")
     with pytest.raises(FairleadError, match=r"loads: 0\.5 is given twice: name each load once"):

@@ -91,8 +91,14 @@ def command(
     gateway: GatewaySettingsFile = None,
     rate: LiveRate = None,
     minutes: Annotated[
-        float, typer.Option(min=0.1, metavar="N", help="With live servers: how long it may take at most.")
-    ] = 60.0,
+        float | None,
+        typer.Option(
+            min=0.1,
+            metavar="N",
+            help="With live servers: how long it may take at most. Default: 60.",
+            show_default=False,
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Compare routers on the same requests: who is better, by how much, and how sure that is.
@@ -115,6 +121,10 @@ def command(
         raise FairleadError("--backend measures live servers: leave out --simulator and --dependence")
     if rate is not None and not live:
         raise FairleadError("--rate is for live servers (--backend); simulations take --load")
+    if minutes is not None and not live:
+        raise FairleadError(
+            "--minutes is for live servers (--backend); simulations take as long as they take"
+        )
     if simulator is Simulator.vidur:
         check_installed()
     scenarios = scenario_list(scenario)
@@ -144,7 +154,7 @@ def command(
                 progress,
                 favor=favor,
                 command=str(context.obj),
-                bounds=Bounds(run_minutes=minutes),
+                bounds=Bounds() if minutes is None else Bounds(run_minutes=minutes),
             )
         else:
             results = run_tournament(

@@ -59,7 +59,8 @@ def command(
         typer.Option(
             metavar="LOW,HIGH",
             help="How busy the clusters are while training: each episode draws a load between these "
-            "fractions of capacity. Default: 0.5,0.95.",
+            "fractions of capacity, and the policy is validated at those named. Default: from the lowest of "
+            "each scenario's own loads to 0.05 above the highest, validated at its own.",
             show_default=False,
         ),
     ] = None,

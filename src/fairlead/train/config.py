@@ -74,7 +74,8 @@ class ImitationConfig(Section):
     teacher_steps: Count = 512
     """Decisions per cluster in the first round; every one is labelled."""
     label_every: Count = 1
-    """Ask the teacher at every n-th decision when the student drives: neighbours are alike, teachers slow."""
+    """Ask the teacher at every n-th decision when the student drives: neighbours are alike, teachers slow.
+    Not with a memory, which needs them all."""
     counterfactual_decisions: Count = 48
     """Of the teacher `counterfactual`: for how many decisions it goes on with the run to price a choice."""
     epochs: Count = 6
@@ -239,6 +240,11 @@ class TrainConfig(Section):
                 f"{self.ppo.sequence_length}"
             )
         if self.imitation is not None:
+            if self.imitation.label_every > 1:
+                raise invalid(
+                    "imitation.label_every does not work with a GRU, which learns from whole sequences: "
+                    "leave it out"
+                )
             length = self.imitation.sequence_length
             if self.imitation.steps % length or self.imitation.teacher_steps % length:
                 raise invalid(

@@ -19,6 +19,7 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 
 from fairlead import rng
 from fairlead.errors import FairleadError
+from fairlead.loader import load_yaml
 from fairlead.section import Section, did_you_mean, first_problem, invalid
 from fairlead.workload.arrivals import Arrivals, Replay
 from fairlead.workload.faults import Fault, check_rules, plan
@@ -195,7 +196,7 @@ class ViewOptions(Section):
     """Whether each replica's speed is declared to the routers; if not, all are like the fastest at first."""
     prefix_memory_blocks: int | None = Field(default=None, ge=0)
     """KV blocks of prompts and answers that a router remembers per replica; default: as many as it has,
-    shared evenly among the routers."""
+    shared evenly among the routers. Only where the engine caches prefixes."""
     prompt_estimate_error: float = Field(default=0.0, ge=0, lt=1)
     """0.3: the router's token counts of prompts are off by a factor drawn evenly from 0.7 to 1.3."""
 
@@ -245,6 +246,15 @@ class Scenario(Section):
     @model_validator(mode="after")
     def _check_faults(self) -> Self:
         check_rules(self.faults, self.num_replicas)
+        return self
+
+    @model_validator(mode="after")
+    def _check_memory(self) -> Self:
+        if self.view.prefix_memory_blocks is not None and not self.engine.enable_prefix_caching:
+            raise invalid(
+                "view.prefix_memory_blocks: no prefix is cached here, so that routers have none to remember; "
+                "leave it out, or set engine.enable_prefix_caching"
+            )
         return self
 
     @property
@@ -338,22 +348,9 @@ def load_scenario(name_or_file: str | Path) -> Scenario:
     return _validate(_parse(content, text), text, path.resolve().parent, name=path.stem)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, which would silently keep the last of two equal keys: here they are an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for position, key in enumerate(keys):
-            if key in keys[:position]:
-                mark = node.value[position][0].start_mark
-                raise yaml.MarkedYAMLError(problem=f"the key {key} is given twice", problem_mark=mark)
-        return super().construct_mapping(node, deep)
-
-
 def _parse(text: str, where: str) -> dict[str, Any]:
     try:
-        # A subclass of SafeLoader: builds plain values only.
-        content = yaml.load(text, Loader=_Loader)
+        content = load_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}:" if mark else ""
