@@ -26,7 +26,8 @@ from fairlead.cli.options import read_settings, scenario_list
 from fairlead.evaluate.contest import OBJECTIVE, Contest, Difference, Values, differ
 from fairlead.evaluate.quality import Plan, check, measure
 from fairlead.evaluate.quality_page import shown
-from fairlead.train.config import TrainConfig
+from fairlead.train.config import TrainConfig, checked
+from fairlead.train.fine_tuning import IMITATION, from_scratch
 
 DIALS = (0.0, 0.25, 0.5, 0.75, 1.0)
 FIRST_EVALUATION_SEED = 100
@@ -45,9 +46,14 @@ def say(message: str) -> None:
 
 def configs(seed: int, settings: dict[str, Any]) -> dict[str, TrainConfig]:
     """The three trainings of one seed."""
-    warm = TrainConfig.model_validate({**settings, "seed": seed})
+    warm = checked({**settings, "seed": seed})
     nothing = warm.ppo.model_copy(update={"iterations": 0, "critic_warmup_iterations": 0})
-    return {"clone": warm.model_copy(update={"ppo": nothing}), "warm": warm, "scratch": warm.from_scratch()}
+    alone = {key: value for key, value in settings.items() if key not in IMITATION}
+    return {
+        "clone": warm.model_copy(update={"ppo": nothing}),
+        "warm": warm,
+        "scratch": checked(from_scratch({**alone, "seed": seed})),
+    }
 
 
 def gains(contest: Contest, runs: dict[float, list[Values]]) -> dict[float, Difference]:

@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "fairlead"
 
-BASE = {"errors", "rng", "compiled", "files", "section"}
+BASE = {"errors", "rng", "compiled", "files", "loader", "section"}
 UP_TO_SIMULATOR = BASE | {"workload", "view", "simulator"}
 UP_TO_EVALUATE = UP_TO_SIMULATOR | {"calibrate", "vidur", "env", "policy", "evaluate"}
 
@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rng": {"errors"},
     "compiled": {"errors"},
     "files": {"errors"},
+    "loader": set(),
     "section": {"errors"},
     "workload": BASE,
     "view": BASE,

@@ -77,6 +77,8 @@ def test_too_few_or_degenerate_measurements_are_refused():
         fit(Measurements(**{**fixed, "kv_tokens": np.zeros(200)}))
     with pytest.raises(FairleadError, match="seqs and kv_tokens always change together"):
         fit(Measurements(**{**fixed, "kv_tokens": 1000 * good.seqs}))
+    with pytest.raises(FairleadError, match=r"all measurements took 0\.02 s"):
+        fit(Measurements(**{**fixed, "seconds": np.full(200, 0.02)}))
 
 
 @pytest.mark.parametrize(
@@ -106,6 +108,9 @@ def test_files_of_measurements(tmp_path: Path):
     csv.write_csv(table.drop_columns(["pairs"]), tmp_path / "short.csv")
     with pytest.raises(FairleadError, match=r"short\.csv lacks the column pairs"):
         read_measurements(tmp_path / "short.csv")
+    (tmp_path / "twice.csv").write_text("tokens," + ",".join(COLUMNS) + "\n1,1,1,1,1,1\n")
+    with pytest.raises(FairleadError, match=r"twice\.csv has the column tokens twice"):
+        read_measurements(tmp_path / "twice.csv")
     (tmp_path / "text.csv").write_text(",".join(COLUMNS) + "\na,1,1,1,1\n")
     with pytest.raises(FairleadError, match="must hold numbers"):
         read_measurements(tmp_path / "text.csv")

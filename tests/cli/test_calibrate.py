@@ -79,6 +79,8 @@ def test_export_tells_how_vidur_is_run(fairlead, tmp_path: Path):
         (("--model", "llama-3-8b"), "both"),
         (("--model", "qwen2.5-7b", "--device", "h100"), "Vidur does not know qwen2.5-7b"),
         (("--scenario", "chat-unequal"), "2 kinds of replicas"),
+        (("--scenario", "chat-equal", "--tensor-parallel", "2"), "leave out --tensor-parallel"),
+        (("--scenario", "chat-equal", "--device", "h100"), "leave out --device"),
     ],
 )
 def test_what_cannot_be_exported_is_one_line(fairlead, tmp_path: Path, args, hint):

@@ -36,6 +36,16 @@ def test_by_default_all_heuristics_and_the_generalist_compete(fairlead, tmp_path
     assert [each["name"] for each in routers] == [*ALL_HEURISTICS, "generalist"]
 
 
+def test_the_dependence_of_a_policy_with_a_memory_is_refused_before_anything_runs(fairlead, tmp_path):
+    file = tmp_path / "remembers.onnx"
+    export_onnx(RouterNetwork(gru_layers=1), file, config={}, training={})
+    out = tmp_path / "run"
+    ended = fairlead(*SMALL, "--routers", f"lor,{file}", "--dependence", "--out", str(out))
+    assert (ended.code, ended.out) == (2, "")
+    assert "error: remembers has a memory" in ended.err
+    assert not out.exists()
+
+
 def test_json_on_stdout_is_the_results_file(fairlead, tmp_path):
     out = tmp_path / "run"
     ended = fairlead(*SMALL, "--routers", "lor,random", "--out", str(out), "--json")
@@ -119,6 +129,7 @@ def test_live_servers_are_measured(fairlead, tmp_path):
     "options",
     [
         ("--rate", "1"),
+        ("--minutes", "1"),
         ("--backend", "http://127.0.0.1:1", "--simulator", "vidur"),
         ("--backend", "http://127.0.0.1:1", "--dependence"),
         ("--backend", "http://127.0.0.1:1"),

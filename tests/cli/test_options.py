@@ -36,6 +36,7 @@ def test_two_scenarios_of_one_name_are_an_error(tmp_path: Path):
 def test_loads():
     assert load_list(None) is None
     assert load_list("0.5, 0.85") == [0.5, 0.85]
+    assert load_list("0.5, 0.85, .50, 0.850") == [0.5, 0.85]
 
 
 @pytest.mark.parametrize("text", ["0", "1.5", "-1", "nan", "inf", "70%", "much", ""])
@@ -86,3 +87,12 @@ def test_a_file_that_is_no_settings_file(tmp_path: Path, content):
 def test_a_file_that_is_not_there(tmp_path: Path):
     with pytest.raises(FairleadError, match="cannot read"):
         read_settings(tmp_path / "none.yaml", [])
+
+
+def test_a_section_that_is_given_twice_is_an_error(tmp_path: Path):
+    file = tmp_path / "train.yaml"
+    file.write_text("ppo: {epochs: 4}\nseed: 1\nppo: {clip: 0.1}\n")
+    with pytest.raises(
+        FairleadError, match=r"train\.yaml is not valid YAML: line 3: the key ppo is given twice"
+    ):
+        read_settings(file, [])

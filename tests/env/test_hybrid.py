@@ -10,7 +10,6 @@ from fairlead.env.hybrid import COMPONENTS, Hybrid, Objectives, imbalance, laten
 from fairlead.env.interval import Interval
 from fairlead.env.reward_config import HybridReward, LatencyPenalty
 from fairlead.env.vector import RouterVectorEnv
-from fairlead.errors import FairleadError
 from fairlead.policy.heuristics import Heuristic
 from fairlead.workload.scenario import load_scenario
 
@@ -241,8 +240,8 @@ def test_the_clip_may_be_asymmetric_but_not_backwards() -> None:
 
 
 def test_an_unknown_baseline_is_refused() -> None:
-    with pytest.raises(FairleadError, match=r"reward\.baseline is 'lro'"):
-        RouterVectorEnv(DEMO, num_envs=2, group=2, reward=HybridReward(baseline_weight=1.0, baseline="lro"))
+    with pytest.raises(ValidationError, match="'lro' is no heuristic; did you mean lor"):
+        HybridReward(baseline="lro")
 
 
 def returns(router: str, config: HybridReward, steps: int = 250) -> tuple[float, dict[str, float]]:

@@ -79,10 +79,11 @@ def test_a_failed_request_ends_it_and_nothing_is_written(scenario, urls, tmp_pat
         ({"bounds": Bounds(run_minutes=0.001)}, "more than 0.001: take fewer"),
         ({"plan": "one seed"}, "at least 2 seeds"),
         ({"plan": "long"}, "are longer than tiny takes"),
+        ({"plan": "recorded"}, "2 runs of 30 requests need 60 recorded arrivals, and 50 are for evaluation"),
         ({"settings": "absent"}, "127.0.0.1:1: no connection"),
         ({"settings": "no metrics"}, "metrics cannot be used"),
     ],
-    ids=["lookahead", "time", "seeds", "long", "absent", "metrics"],
+    ids=["lookahead", "time", "seeds", "long", "recorded", "absent", "metrics"],
 )
 def test_what_cannot_be_measured_is_refused(scenario, urls, tmp_path: Path, monkeypatch, change, message):
     chosen, gateway = plan(scenario), settings(urls)
@@ -93,6 +94,13 @@ def test_what_cannot_be_measured_is_refused(scenario, urls, tmp_path: Path, monk
         chosen = Plan(
             scenario.replace(workload={**WORKLOAD, "lengths": huge}), chosen.rates, chosen.seeds, 30
         )
+    if change.get("plan") == "recorded":
+        log = tmp_path / "log.csv"
+        log.write_text(
+            "arrived_at,num_prefill_tokens,num_decode_tokens\n" + "".join(f"{i},9,5\n" for i in range(100))
+        )
+        replayed = {**WORKLOAD, "arrivals": {"kind": "replay", "path": log}}
+        chosen = Plan(scenario.replace(workload=replayed), chosen.rates, chosen.seeds, 30)
     if change.get("settings") == "absent":
         gateway = settings(["http://127.0.0.1:1"])
     if change.get("settings") == "no metrics":

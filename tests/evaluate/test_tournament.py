@@ -45,6 +45,46 @@ def test_a_run_does_not_depend_on_the_seeds_beside_it() -> None:
     np.testing.assert_array_equal(alone.finish_s, among.finish_s)
 
 
+def test_runs_that_would_share_recorded_arrivals_are_refused_before_anything_is_written(
+    tmp_path: Path,
+) -> None:
+    rows = [f"{i},{i % 90 + 1},5" for i in range(400)]
+    log = tmp_path / "log.csv"
+    log.write_text("\n".join(["arrived_at,num_prefill_tokens,num_decode_tokens", *rows]))
+    replayed = {"arrivals": {"kind": "replay", "path": log}, "lengths": {"kind": "trace", "path": log}}
+    scenario = EQUAL.replace(workload=replayed)
+    with pytest.raises(
+        FairleadError, match=r"3 runs of 100 requests need 300 .* at most 2 seeds, or 66 requests"
+    ):
+        run_tournament([EQUAL, scenario.replace(name="log")], [0.6], ["lor"], [0, 1, 2], 100, tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(FairleadError, match="runs that share arrivals are not independent"):
+        simulate(scenario, 0.6, find_router("lor"), [0, 1, 2], 100)
+    first, second = simulate(scenario, 0.6, find_router("lor"), [0, 1], 100)
+    assert (first.output_tokens == 5).all()
+    assert (np.diff(first.arrival_s) > 0).all() and len(second.arrival_s) == 100
+
+
+HUGE = {"arrivals": {"kind": "poisson"}, "lengths": {"kind": "fixed", "prompt": 10_000_000, "output": 1}}
+
+
+@pytest.mark.parametrize(
+    ("scenario", "loads", "requests", "message"),
+    [
+        (EQUAL, [0.6], 1, "1 requests are too few to measure"),
+        (EQUAL, [0.6, 0.60], 100, "the same load is given twice"),
+        (EQUAL.replace(workload=HUGE), [0.6], 100, "needs 10000000 tokens of KV cache"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_the_folder_is_made(
+    tmp_path: Path, monkeypatch, scenario, loads, requests: int, message: str
+) -> None:
+    monkeypatch.setattr("fairlead.evaluate.tournament.capacity_rps", lambda scenario: 10.0)
+    with pytest.raises(FairleadError, match=message):
+        run_tournament([scenario], loads, ["lor"], [0, 1], requests, tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
 def test_compiled_and_stepped_runs_agree() -> None:
     """The compiled loop is the step-by-step loop, up to rounding: it leaps over more iterations at once."""
 

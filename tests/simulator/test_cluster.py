@@ -132,6 +132,21 @@ def test_capacity_is_what_the_cluster_can_sustain(monkeypatch: pytest.MonkeyPatc
     assert measured == [1]
 
 
+def test_capacity_does_not_depend_on_arrivals_not_even_on_few_recorded_ones(tmp_path) -> None:
+    log = tmp_path / "log.csv"
+    rows = [f"{i},{i + 1},{i % 7 + 1}" for i in range(45)]
+    log.write_text("\n".join(["arrived_at,num_prefill_tokens,num_decode_tokens", *rows]))
+    replay = {"kind": "replay", "path": log, "train_share": 0.5}
+    recorded = {"kind": "trace", "path": log, "train_share": 0.5}
+    assert SCENARIO.workload.lengths is not None
+    for lengths in (SCENARIO.workload.lengths, recorded):
+        rates = [
+            capacity.measure_capacity_rps(SCENARIO.replace(workload={"arrivals": each, "lengths": lengths}))
+            for each in ({"kind": "poisson"}, replay)
+        ]
+        assert rates[0] == rates[1]
+
+
 def test_a_damaged_capacity_cache_is_measured_again(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     monkeypatch.setattr(capacity, "cache_directory", lambda: tmp_path)
     monkeypatch.setattr(capacity, "_memory", {})

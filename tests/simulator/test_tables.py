@@ -273,3 +273,10 @@ def test_a_file_that_is_no_table_says_what_is_missing(tmp_path):
     (tmp_path / "times.csv").write_text("a,b\n1,1\n")
     with pytest.raises(FairleadError, match="cannot be read as CSV"):
         read_step_table(tmp_path / "times.csv", 0.0)
+    path = tmp_path / "times.npz"
+    write(path, grid())
+    whole = path.read_bytes()
+    for part in (b"", whole[: len(whole) // 2], whole[:100] + bytes(100) + whole[200:]):
+        path.write_bytes(part)
+        with pytest.raises(FairleadError, match=r"times.npz: cannot be read as npz"):
+            read_step_table(path, 0.0)

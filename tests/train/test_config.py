@@ -25,11 +25,3 @@ def test_every_setting_changes_the_hash():
 def test_nonsense_is_refused(wrong):
     with pytest.raises(ValidationError):
         TrainConfig.model_validate(wrong)
-
-
-def test_from_scratch_skips_imitation_and_keeps_the_length_and_the_warm_up_of_the_critic():
-    config = TrainConfig()
-    scratch = config.from_scratch()
-    assert scratch.imitation is None
-    assert scratch.ppo.critic_warmup_iterations == config.ppo.critic_warmup_iterations > 0
-    assert scratch.ppo.total_iterations == config.ppo.total_iterations

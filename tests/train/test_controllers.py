@@ -120,11 +120,33 @@ def test_controllers_survive_a_checkpoint() -> None:
         ({"ppo": {"kl_control": "adaptive", "kl_target": 0.1, "early_stop_kl": 0.05}}, "stops before"),
         ({"ppo": {"rollout_steps": 100}, "network": {"gru_layers": 1}}, "no multiple of ppo.sequence_length"),
         ({"ppo": {"cloning": 0.1}, "network": {"gru_layers": 1}}, "do not work with a GRU"),
+        (
+            {"imitation": {"label_every": 4}, "network": {"gru_layers": 1}},
+            "label_every does not work with a GRU",
+        ),
         ({"network": {"attention": 16, "attention_heads": 3}}, "no multiple of attention_heads"),
         ({"network": {"critic": "shared", "critic_attention": True}}, "for a decoupled critic"),
         ({"environment": {"curriculum": [{"begins": 0.5}, {"begins": 0.2}]}}, "runs backwards"),
         ({"environment": {"curriculum": [{"begins": 0.1, "reward": {"kind": "hybrid"}}]}}, "cannot change"),
         ({"environment": {"reward": {"kind": "hybrid", "clip": [1, -1]}}}, "runs backwards"),
+        ({"environment": {"curriculum": [{"begins": 0.5, "load": [0.5, 1.5]}]}}, "load 1.5 is not between"),
+        ({"environment": {"load": [-1, 0.5]}}, "load -1 is not between 0 and 1.5"),
+        ({"validation": {"loads": [0.7, 5.0]}}, "load 5 is not between 0 and 1.5"),
+        ({"validation": {"loads": []}}, "at least 1"),
+        ({"ppo": {"pulses": {"losing_to": "radnom"}}}, "'radnom' is no heuristic; did you mean random"),
+        (
+            {
+                "environment": {
+                    "reward": {"kind": "hybrid"},
+                    "curriculum": [{"begins": 0.5, "reward": {"kind": "hybrid", "baseline": "lro"}}],
+                }
+            },
+            "'lro' is no heuristic; did you mean lor",
+        ),
+        (
+            {"environment": {"curriculum": [{"begins": 0.5, "glide": True, "load": [0.5, 0.6]}]}},
+            "there is none",
+        ),
     ],
 )
 def test_contradictions_are_refused(settings: dict[str, Any], message: str) -> None:

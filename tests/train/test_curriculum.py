@@ -79,7 +79,6 @@ def test_the_reward_can_be_tightened_but_not_replaced() -> None:
     ("stage", "message"),
     [
         ({"begins": 0.5, "scenarios": {"chat-8": 1}}, "names chat-8, which is not trained on"),
-        ({"begins": 0.5, "load": [0.5, 1.5]}, r"1\.5"),
     ],
 )
 def test_stages_that_cannot_be_are_refused(tmp_path: Path, stage: dict[str, Any], message: str) -> None:

@@ -9,8 +9,8 @@ from fairlead.errors import FairleadError
 from fairlead.policy.export import export_onnx
 from fairlead.policy.network import RouterNetwork
 from fairlead.policy.packaged import GENERALIST
-from fairlead.train.config import TrainConfig
-from fairlead.train.fine_tuning import with_defaults, with_network
+from fairlead.train.config import TrainConfig, checked
+from fairlead.train.fine_tuning import from_scratch, with_defaults, with_network
 from fairlead.train.run import train
 from fairlead.workload.suites import load_variant
 
@@ -45,6 +45,39 @@ def test_prices_of_counterfactuals_are_too_noisy_for_soft_labels():
     assert with_defaults({**START, "teacher": "counterfactual"})["imitation"] == {"soft_labels": 0.0}
     asked = {"teacher": "counterfactual", "imitation": {"soft_labels": 0.2, "rounds": 3}}
     assert with_defaults({**START, **asked})["imitation"] == asked["imitation"]
+
+
+def test_from_scratch_skips_imitation_and_keeps_the_length_and_the_warm_up_of_the_critic():
+    usual, scratch = TrainConfig().ppo, checked(from_scratch({})).ppo
+    assert checked(from_scratch({})).imitation is None
+    assert scratch.critic_warmup_iterations == usual.critic_warmup_iterations > 0
+    assert scratch.total_iterations == usual.total_iterations
+    assert (scratch.actor_learning_rate.at(0.0), scratch.entropy_coefficient.at(0.0)) == (3e-3, 0.001)
+
+
+def test_from_scratch_keeps_what_is_set():
+    given = {"ppo": {"actor_learning_rate": 1e-4, "entropy_coefficient": 0.05}}
+    ppo = checked(from_scratch(given)).ppo
+    assert (ppo.actor_learning_rate.at(0.5), ppo.entropy_coefficient.at(0.5)) == (1e-4, 0.05)
+    # What is kept can be read again, as a resumed run does.
+    followed = checked(from_scratch({"ppo": {"entropy_target": 0.6}}))
+    assert TrainConfig.model_validate_json(followed.model_dump_json()) == followed
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"teacher": "lor"}, "leave out teacher"),
+        ({"teachers": {"chat-equal": "lor"}}, "leave out teachers"),
+        ({"imitation": {"rounds": 2}}, "leave out imitation"),
+        ({"start_from": "a.onnx"}, "leave out start_from"),
+        ({"ppo": {"cloning": 0.5}}, "ppo.cloning needs demonstrations"),
+        ({"ppo": {"reference_kl": 0.5}}, "ppo.reference_kl needs a reference"),
+    ],
+)
+def test_from_scratch_there_is_nobody_to_imitate(given, message):
+    with pytest.raises(FairleadError, match=message):
+        checked(from_scratch(given))
 
 
 def test_the_network_is_the_policys_unless_it_is_described(tmp_path: Path):

@@ -121,15 +121,49 @@ def test_a_cost_that_is_not_finite_is_refused(toy):
 
 
 def test_scenarios_count_for_what_is_configured(toy):
-    """Four times as much, four times the mean regret; without prices there is nothing to weigh."""
+    """Four times as much, not by their labels, which soft labels are made of; also where teachers act."""
     config = CONFIG.model_copy(update={"weights": {"odd": 4.0}})
-    network, demonstrations = RouterNetwork(3, hidden=16, attention=8), Demonstrations()
     env = toy.make(group=1)
     env.scenario_names = ["even", "odd"] * (env.num_envs // 2)
     how: dict[str, Any] = {"first": True, "seed": 0, "profiler": Profiler()}
-    imitation.collect(network, env, lookahead(), demonstrations, config, **how)
-    mean = np.stack(demonstrations.labels).mean((0, 2))
-    np.testing.assert_allclose(mean, np.tile([1.0, 4.0], env.num_envs // 2))
     acts = Teacher("first", lambda env, here=None: np.zeros(env.num_envs, np.int64))
-    with pytest.raises(FairleadError, match=r"imitation\.weights needs prices, and first only acts"):
-        imitation.collect(network, env, acts, Demonstrations(), config, **how)
+    for teacher in (lookahead(), acts):
+        network, demonstrations = RouterNetwork(3, hidden=16, attention=8), Demonstrations()
+        imitation.collect(network, env, teacher, demonstrations, config, **how)
+        if teacher is not acts:
+            np.testing.assert_allclose(np.stack(demonstrations.labels).mean((0, 2)), 1.0)
+        (examples,) = imitation.examples_of([demonstrations], config, recurrent=False)
+        assert examples.weights is not None
+        wanted = torch.tensor([0.4, 1.6]).repeat(examples.size // 2)
+        torch.testing.assert_close(examples.weights, wanted)
+
+
+def test_weights_have_a_mean_of_one_over_clusters_of_all_sizes():
+    """So that a weight counts although its scenario has a size of its own."""
+    parts = []
+    for size, weight in ((2, 1.0), (3, 4.0)):
+        part = Demonstrations()
+        part.add(np.zeros((5, size, 1), np.float32), np.arange(5.0 * size).reshape(5, size))
+        part.weigh(0, np.full(5, weight))
+        parts.append(part)
+    found = imitation.examples_of(parts, CONFIG, recurrent=False)
+    means = [float(each.weights.mean()) for each in found if each.weights is not None]
+    assert means == pytest.approx([0.4, 1.6])
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([[0.0, 0.6, 1.5], [0.9, 0.0, 0.3]]), torch.tensor([2, 0])])
+def test_a_weight_multiplies_a_decisions_loss_but_not_the_bonus(labels):
+    """Both terms where choices are priced: the gradient is so many times as long."""
+    config = ImitationConfig(entropy_coefficient=0.0)
+
+    def gradient(weights, config=config):
+        logits = torch.tensor([[0.3, -0.2, 0.5], [0.1, 0.4, -0.3]], requires_grad=True)
+        imitation.loss(logits, labels, config, weights).backward()
+        assert logits.grad is not None
+        return logits.grad
+
+    plain, weighed = gradient(None), gradient(torch.tensor([0.5, 3.0]))
+    torch.testing.assert_close(weighed, plain * torch.tensor([[0.5], [3.0]]))
+    with_bonus = config.model_copy(update={"entropy_coefficient": 0.1})
+    bonus = gradient(None, with_bonus) - plain
+    torch.testing.assert_close(gradient(torch.tensor([0.5, 3.0]), with_bonus) - weighed, bonus)

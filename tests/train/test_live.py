@@ -120,6 +120,20 @@ class Noted(Waiting):
         self.waited_s[1] += self._at_s - due_s
 
 
+def test_a_recorded_trace_has_enough_for_the_comparison_too(scenario, urls, start, tmp_path):
+    """On requests of evaluation, since training replays those of validation; refused before it begins."""
+    log = tmp_path / "log.csv"
+    header = "arrived_at,num_prefill_tokens,num_decode_tokens"
+    log.write_text("\n".join([header, *(f"{i},9,5" for i in range(100))]))
+    replayed = {"arrivals": {"kind": "replay", "path": log}, "lengths": {"kind": "trace", "path": log}}
+    recorded = scenario.replace(workload=replayed)
+    with pytest.raises(FairleadError, match=r"2 runs of 30 requests need 60 .* 50 are for evaluation"):
+        train_live(
+            small(start, comparison_requests=30), recorded, settings(urls), RATE, tmp_path / "x", speed=SPEED
+        )
+    assert not (tmp_path / "x").exists()
+
+
 def test_rewards_are_the_waiting_of_all_requests_and_episodes_follow_each_other(scenario, urls, monkeypatch):
     """However long that is: a busy machine makes everything later, and nothing of this wrong."""
     monkeypatch.setattr("fairlead.train.live_env.Waiting", Noted)

@@ -12,6 +12,7 @@ from fairlead.train import losses, ppo
 from fairlead.train.batches import joint_minibatches
 from fairlead.train.config import PPOConfig, TrainConfig
 from fairlead.train.controllers import Knobs
+from fairlead.train.demonstrations import Examples
 from fairlead.train.exploration import behaviour_log_probs
 from fairlead.train.trainer import Judgement, train
 
@@ -76,7 +77,7 @@ def test_cloning_goes_on_in_ppo_with_its_own_weight() -> None:
         optimiser = ppo.make_optimiser(net)
         config = PPOConfig(epochs=80, minibatch=64)
         knobs = KNOBS._replace(cloning=weight, actor_learning_rate=1e-2)
-        shown = [(batch.observations, regrets)] if weight else []
+        shown = [Examples(batch.observations, regrets)] if weight else []
         metrics = ppo.update(net, optimiser, [batch], config, knobs, np.random.default_rng(0), shown)
         choices = net.logits(batch.observations).argmax(-1)
         agreement[weight] = float((regrets.gather(1, choices[:, None]) == 0).float().mean())
@@ -85,7 +86,7 @@ def test_cloning_goes_on_in_ppo_with_its_own_weight() -> None:
     net = RouterNetwork(3, hidden=16, attention=8, available=None)
     before = copy.deepcopy(net.trunk.state_dict())
     warming_up = KNOBS._replace(cloning=1.0, train_actor=False)
-    shown = [(batch.observations, regrets)]
+    shown = [Examples(batch.observations, regrets)]
     metrics = ppo.update(
         net, ppo.make_optimiser(net), [batch], PPOConfig(), warming_up, np.random.default_rng(0), shown
     )

@@ -65,6 +65,31 @@ def test_the_main_path(go, toy, tmp_path):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 1
 
 
+def test_a_run_whose_time_is_over_stops_after_the_round_or_iteration_that_it_is_in(go, toy, tmp_path):
+    """And resumed it trains nothing more, but says why; what it leaves has been evaluated."""
+    config = toy.config().model_copy(update={"minutes": 1e-6})
+    result = go(tmp_path / "run", config, evaluate=toy.evaluate)
+    assert result.decisions == 20 * 16  # one round of imitation
+    assert result.ended_early == "its 1e-06 minutes are over"
+    assert len(result.history) == 1 and result.policy.is_file()
+    again = go(tmp_path / "run", config, evaluate=toy.evaluate, resume=True)
+    assert (again.decisions, again.ended_early) == (result.decisions, result.ended_early)
+    alone = config.model_copy(update={"imitation": None})
+    result = go(tmp_path / "alone", alone, evaluate=toy.evaluate)
+    assert result.decisions == 32 * 16
+    again = go(tmp_path / "alone", alone, evaluate=toy.evaluate, resume=True)
+    assert (again.decisions, again.ended_early) == (result.decisions, result.ended_early)
+
+
+def test_a_directory_below_a_file_is_refused(go, tmp_path):
+    (tmp_path / "file").write_text("")
+    for directory in (tmp_path / "file" / "run", tmp_path / "file" / "more" / "run"):
+        with pytest.raises(
+            FairleadError, match=r"file is a file, so that there can be no .*run: choose another"
+        ):
+            go(directory)
+
+
 @pytest.mark.parametrize(("keep", "kept"), [("best", 1.0), ("last", 3.0)])
 def test_imitation_is_evaluated_between_its_rounds(go, toy, tmp_path, keep, kept):
     """The best of all is kept, also where it was found before the last round; or the last, if so asked."""

@@ -68,7 +68,7 @@ def test_another_rate_only_stretches_the_times(arrivals: Poisson | Gamma | Deter
 
 def test_replay_keeps_the_proportions_of_the_trace(tmp_path: Path):
     path = write_trace(tmp_path / "trace.csv", [0, 1, 4, 5, 9, 10, 10, 12, 20, 21])
-    gaps = gaps_of(Replay(path=path, train_share=0), 10, 0, "evaluate")
+    gaps = gaps_of(Replay(path=path, train_share=0.04), 10, 0, "evaluate")  # all rows are for evaluation
     assert gaps.sum() == pytest.approx(10)
     assert gaps[0] == pytest.approx(1)
     np.testing.assert_allclose(gaps[1:] / gaps[1], [1, 3, 1, 4, 1, 0, 2, 8, 1])
@@ -80,9 +80,9 @@ def test_replay_gives_training_the_first_part_and_evaluation_the_rest(tmp_path: 
     path = write_trace(tmp_path / "trace.csv", times)
     starts = set()
     for seed in range(20):
-        np.testing.assert_allclose(gaps_of(Replay(path=path), 10, seed, "train"), 1)
-        evaluated = gaps_of(Replay(path=path), 10, seed, "evaluate")
-        assert evaluated.sum() == pytest.approx(10)
+        np.testing.assert_allclose(gaps_of(Replay(path=path), 9, seed, "train"), 1)
+        evaluated = gaps_of(Replay(path=path), 9, seed, "evaluate")
+        assert evaluated.sum() == pytest.approx(9)
         assert evaluated.std() > 0.3
         starts.add(float(evaluated[1]))
     assert len(starts) > 1, "the seed picks the window"
@@ -100,8 +100,13 @@ def test_replay_of_too_few_rows_says_how_many_there_are(tmp_path: Path):
 def test_replay_of_one_instant_is_refused(tmp_path: Path):
     path = write_trace(tmp_path / "trace.csv", [3, 3, 3, 3])
     with pytest.raises(FairleadError, match="same instant"):
-        gaps_of(Replay(path=path, train_share=0), 4, 0, "evaluate")
+        gaps_of(Replay(path=path, train_share=0.1), 4, 0, "evaluate")
     np.testing.assert_array_equal(gaps_of(Replay(path=path), 1, 0, "train"), [1])
+
+
+def test_a_trace_of_which_nothing_is_for_training_is_refused(tmp_path: Path):
+    with pytest.raises(ValidationError, match="train_share"):
+        Replay(path=write_trace(tmp_path / "trace.csv", [1, 2]), train_share=0)
 
 
 @pytest.mark.parametrize("cv", [0, -1, 21, float("nan"), float("inf")])

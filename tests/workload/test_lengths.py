@@ -259,3 +259,8 @@ def test_a_mixture_with_a_trace_knows_how_much_it_can_draw(tmp_path: Path):
     assert rows_for_training(TASKS) is None
     with pytest.raises(FairleadError, match="at most 5"):
         mixed.draw(60, 0, "train")
+    # The same rows, where the boundary is between two of them.
+    rounded = Trace(path=path, train_share=0.37)
+    assert rows_for_training(rounded) == 4
+    rounded.draw(4, 0, "train")
+    rounded.draw(6, 0, "evaluate")

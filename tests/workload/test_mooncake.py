@@ -25,7 +25,7 @@ def write(tmp_path: Path, rows: Sequence[object], text: str = "") -> Path:
 
 
 def trace(path: Path, **changes: object) -> MooncakeTrace:
-    return MooncakeTrace.model_validate({"path": path, "train_share": 0, **changes})
+    return MooncakeTrace.model_validate({"path": path, "train_share": 0.1, **changes})
 
 
 def shared(ids: np.ndarray, offsets: np.ndarray, i: int, j: int) -> int:
@@ -85,7 +85,7 @@ def changed(**values: object) -> dict[str, object]:
         (changed(timestamp="now"), "line 4: timestamp = 'now' is not a number"),
         (changed(timestamp=-1), "line 4: timestamp = -1 is not a number of milliseconds from 0"),
         (changed(hash_ids=None), "line 4: hash_ids is missing; a line has timestamp, input_length"),
-        (changed(output_length=0), "line 4: output_length = 0 is not a whole number of at least 1"),
+        (changed(output_length=0), "line 4: output_length = 0 is not a whole number of tokens, from 1"),
         (changed(input_length=10.5), "line 4: input_length = 10.5 is not a whole number"),
         (changed(hash_ids=[-1]), "line 4: hash_ids is not a list of whole numbers from 0 up"),
         (changed(hash_ids=[8]), "line 4: hash id 8 stands behind other blocks than on an earlier line"),

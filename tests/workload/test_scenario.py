@@ -6,7 +6,15 @@ import pytest
 from pydantic import ValidationError
 
 from fairlead.errors import FairleadError
-from fairlead.workload import Requests, Scenario, check_load, generate, load_scenario, scenario_names
+from fairlead.workload import (
+    Requests,
+    Scenario,
+    check_load,
+    check_runs,
+    generate,
+    load_scenario,
+    scenario_names,
+)
 from fairlead.workload.arrivals import Gamma, Poisson
 from fairlead.workload.lengths import Empirical, Fixed
 from fairlead.workload.scenario import SLO, ReplicaGroup, ViewOptions, Workload
@@ -315,6 +323,80 @@ def test_the_hash_can_cover_some_keys_only():
     assert scenario.replace(loads=[0.8]).hash(keys) == scenario.hash(keys)
     assert scenario.replace(engine={"num_gpu_blocks": 99}).hash(keys) != scenario.hash(keys)
     assert load_scenario("chat-unequal").hash(keys) != scenario.hash(keys)
+
+
+VIDUR = "arrived_at,num_prefill_tokens,num_decode_tokens"
+
+
+def recorded(tmp_path: Path, workload: str, rows: int = 8000) -> Scenario:
+    write(tmp_path / "log.csv", VIDUR, *(f"{i},{i % 90 + 1},5" for i in range(rows)))
+    row = '{"timestamp": %d, "input_length": 9, "output_length": 5, "hash_ids": [%d]}'
+    write(tmp_path / "log.jsonl", *(row % (i, i) for i in range(rows)))
+    return load_scenario(write(tmp_path / "mine.yaml", REPLICAS, f"workload: {workload}"))
+
+
+REPLAYED = "{arrivals: {kind: replay, path: log.csv}, lengths: {kind: trace, path: log.csv}}"
+
+
+@pytest.mark.parametrize("workload", [REPLAYED, "{trace: {kind: mooncake, path: log.jsonl}}"])
+def test_runs_that_would_share_recorded_arrivals_are_refused(tmp_path: Path, workload: str):
+    scenario = recorded(tmp_path, workload)
+    with pytest.raises(FairleadError) as error:
+        check_runs(scenario, requests=2000, rate=1.0, seeds=range(10))
+    assert str(error.value) == (
+        "mine: 10 runs of 2,000 requests need 20,000 recorded arrivals, and 4,000 are for evaluation: ask "
+        "for at most 2 seeds, or 400 requests each; runs that share arrivals are not independent"
+    )
+    check_runs(scenario, requests=400, rate=1.0, seeds=range(7, 17))
+    check_runs(scenario, requests=2000, rate=1.0, seeds=(4, 5), split="validate")
+    with pytest.raises(FairleadError, match=r"make 2 runs, and of the seeds 1, 3 some replay the same one"):
+        check_runs(scenario, requests=2000, rate=1.0, seeds=(1, 3))
+    with pytest.raises(FairleadError, match=r"4001 requests asked for.*at most 4000"):
+        check_runs(scenario, requests=4001, rate=1.0, seeds=(1, 2))
+
+
+def test_runs_that_share_recorded_lengths_alone_are_not_refused(tmp_path: Path):
+    scenario = recorded(tmp_path, "{arrivals: {kind: poisson}, lengths: {kind: trace, path: log.csv}}")
+    check_runs(scenario, requests=2000, rate=1.0, seeds=range(10))
+    assert scenario.workload.is_recorded
+    assert not load_scenario("chat-equal").workload.is_recorded
+
+
+CONVERSATIONS = (
+    "{sessions: {starts: {kind: replay, path: log.csv}, turns: {kind: uniform, min: 1, max: 3}, "
+    "lengths: {kind: fixed, prompt: 9, output: 5}, think_time: {mean_s: 1, median_s: 1}}}"
+)
+
+
+def test_of_recorded_starts_sessions_are_counted(tmp_path: Path):
+    scenario = recorded(tmp_path, CONVERSATIONS)
+    check_runs(scenario, requests=1000, rate=1.0, seeds=range(6))
+    with pytest.raises(FairleadError, match=r"7 runs of 1,000 requests \(616 sessions\) need 4,312 recorded"):
+        check_runs(scenario, requests=1000, rate=1.0, seeds=range(7))
+    with pytest.raises(FairleadError, match="or fewer requests"):
+        check_runs(scenario, requests=1000, rate=500.0, seeds=range(6))
+
+
+def test_prefixes_are_remembered_only_where_they_are_cached(tmp_path: Path):
+    lines = (REPLICAS, WORKLOAD, "view: {prefix_memory_blocks: 9}")
+    with pytest.raises(FairleadError, match=r"view\.prefix_memory_blocks: no prefix is cached here"):
+        load_scenario(write(tmp_path / "mine.yaml", *lines))
+    load_scenario(write(tmp_path / "mine.yaml", *lines, "engine: {enable_prefix_caching: true}"))
+
+
+def test_a_load_is_named_once(tmp_path: Path):
+    path = write(tmp_path / "mine.yaml", REPLICAS, WORKLOAD, "loads: [0.5, 0.7, 0.50]")
+    with pytest.raises(FairleadError, match=r"loads: 0\.5 is given twice: name each load once"):
+        load_scenario(path)
+
+
+def test_one_trace_has_one_share_for_training(tmp_path: Path):
+    with pytest.raises(FairleadError, match=r"workload: the times of log.csv have train_share 0.3"):
+        recorded(
+            tmp_path,
+            "{arrivals: {kind: replay, path: log.csv, train_share: 0.3}, "
+            "lengths: {kind: trace, path: log.csv, train_share: 0.6}}",
+        )
 
 
 def test_the_hash_follows_the_content_of_files_not_their_place(tmp_path: Path):

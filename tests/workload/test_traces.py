@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairlead.errors import FairleadError
-from fairlead.workload.traces import read_lengths, read_trace
+from fairlead.workload.traces import part_of, read_lengths, read_trace, window
 
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens"
 VIDUR = "arrived_at,num_prefill_tokens,num_decode_tokens"
@@ -86,6 +86,36 @@ def test_lengths_alone_need_no_times(tmp_path: Path):
         read_trace(path)
 
 
+@given(
+    rows=st.integers(1, 500),
+    share=st.floats(0.01, 0.99),
+    count=st.integers(1, 80),
+    first=st.integers(0, 10**6),
+    split=st.sampled_from(["validate", "evaluate"]),
+)
+def test_consecutive_seeds_replay_disjoint_windows(
+    rows: int, share: float, count: int, first: int, split: str
+):
+    """As many as there is room for; all within the split's part, and training anywhere in the other."""
+    part = part_of(rows, share, split)
+    if count > len(part):
+        with pytest.raises(FairleadError, match=f"{count} requests asked for.*{len(part)} for {split}"):
+            window(rows, count, share, first, split, Path("a.csv"))
+        return
+    seeds = range(first, first + len(part) // count)
+    windows = [window(rows, count, share, seed, split, Path("a.csv")) for seed in seeds]
+    seen = [row for each in windows for row in range(rows)[each]]
+    assert len(seen) == len(set(seen)) == count * len(seeds)
+    assert set(seen) <= set(part)
+    again = window(rows, count, share, first + len(seeds), split, Path("a.csv"))
+    assert again == windows[0]
+
+
+def test_training_begins_anywhere_in_its_part():
+    windows = [window(100, 10, 0.5, seed, "train", Path("a.csv")) for seed in range(1000)]
+    assert {each.start for each in windows} == set(range(41))
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
@@ -101,6 +131,8 @@ def test_lengths_alone_need_no_times(tmp_path: Path):
         ([VIDUR, "0,5,nan"], "row 1 (line 2): num_decode_tokens = 'nan' is not a finite whole number"),
         ([VIDUR, "0,inf,5"], "row 1 (line 2): num_prefill_tokens = 'inf' is not a finite whole number"),
         ([VIDUR, "0,1.5,5"], "row 1 (line 2): num_prefill_tokens = '1.5' is not a finite whole number"),
+        ([VIDUR, "0,5,10000001"], "num_decode_tokens = '10000001' must be at most 10,000,000 tokens"),
+        ([VIDUR, "0,1e300,5"], "num_prefill_tokens = '1e300' must be at most 10,000,000 tokens"),
         ([VIDUR, "0,,5"], "row 1 (line 2): num_prefill_tokens = '' is not a finite whole number"),
         ([VIDUR, "nan,5,5"], "row 1 (line 2): arrived_at = 'nan' must be finite"),
         ([VIDUR, "-1,5,5"], "row 1 (line 2): arrived_at = '-1' must not be negative"),

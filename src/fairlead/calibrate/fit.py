@@ -103,6 +103,9 @@ def read_measurements(path: Path) -> Measurements:
     except pyarrow.ArrowException as error:
         kind = "Parquet" if path.suffix == ".parquet" else "CSV"
         raise FairleadError(f"{path} is not a {kind} file: {' '.join(str(error).split())[:100]}") from None
+    twice = [name for name in COLUMNS if table.column_names.count(name) > 1]
+    if twice:
+        raise FairleadError(f"{path} has the column {twice[0]} twice: leave one of them out")
     absent = [name for name in COLUMNS if name not in table.column_names]
     if absent:
         raise FairleadError(f"{path} lacks the column {absent[0]}: give {', '.join(COLUMNS)}")
@@ -122,8 +125,8 @@ def fit(measured: Measurements) -> Fit:
     """The coefficients that describe the measurements best.
 
     Raises:
-        FairleadError: too few rows, or rows in which quantities move together so that they cannot be told
-            apart; the message says which to vary.
+        FairleadError: too few rows, rows that all took the same time, or rows in which quantities move
+            together so that they cannot be told apart; the message says which to vary.
     """
     _check_informative(measured)
     tokens = measured.tokens
@@ -197,6 +200,11 @@ def _check_informative(measured: Measurements) -> None:
     if len(measured) < LEAST_ROWS:
         raise FairleadError(
             f"{len(measured)} measurements are too few for 7 coefficients: give at least {LEAST_ROWS}"
+        )
+    if np.ptp(measured.seconds) == 0:
+        raise FairleadError(
+            f"all measurements took {measured.seconds[0]:g} s, so nothing can be told from them: check how "
+            "seconds were measured"
         )
     names = ("tokens", "seqs", "kv_tokens", "pairs")
     columns = np.stack([getattr(measured, name) for name in names], 1)

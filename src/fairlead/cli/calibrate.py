@@ -66,7 +66,10 @@ def export_vidur(
     device: Annotated[
         str | None, typer.Option(metavar="NAME", help="The device, for example a100-80g.", show_default=False)
     ] = None,
-    tensor_parallel: Annotated[int, typer.Option(min=1, metavar="N", help="Devices per replica.")] = 1,
+    tensor_parallel: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Devices per replica. Default: 1.", show_default=False),
+    ] = None,
     scenario: Annotated[
         str | None,
         typer.Option(
@@ -97,7 +100,11 @@ def export_vidur(
     from fairlead.workload.scenario import EngineOptions
     from fairlead.workload.suites import load_variant
 
-    if (scenario is None) == (model is None or device is None):
+    described = {"--model": model, "--device": device, "--tensor-parallel": tensor_parallel}
+    given = [option for option, value in described.items() if value is not None]
+    if scenario is not None and given:
+        raise FairleadError(f"--scenario says what a replica is: leave out {' and '.join(given)}")
+    if scenario is None and (model is None or device is None):
         raise FairleadError("give either --scenario, or both --model and --device")
     if scenario is not None:
         chosen = load_variant(scenario)
@@ -109,12 +116,12 @@ def export_vidur(
             )
         check_known(facts.name, group.device)
         timing = build_fleet(chosen).model(0)
-        name, tensor_parallel = group.device, group.tensor_parallel
+        name, parallel = group.device, group.tensor_parallel
     else:
         assert model is not None and device is not None
-        facts, name, engine = hardware.model(model), device, EngineOptions()
+        facts, name, engine, parallel = hardware.model(model), device, EngineOptions(), tensor_parallel or 1
         check_known(facts.name, name)
-        timing = analytic(facts, hardware.device(device), tensor_parallel)
+        timing = analytic(facts, hardware.device(device), parallel)
     tables = vidur_tables(
         timing,
         max_tokens=engine.max_num_batched_tokens,
@@ -122,7 +129,7 @@ def export_vidur(
         max_context=max_context,
         granularity=granularity,
     )
-    written = export_vidur(tables, facts, name, tensor_parallel, engine.block_size, out)
+    written = export_vidur(tables, facts, name, parallel, engine.block_size, out)
     if json:
         print_json({"files": [str(path) for path in written.files], "vidur_options": written.options})
         return

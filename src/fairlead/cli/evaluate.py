@@ -30,6 +30,7 @@ from fairlead.errors import FairleadError
 if TYPE_CHECKING:
     from fairlead.evaluate.live_tournament import Plan
     from fairlead.evaluate.results import Results
+    from fairlead.policy.artefact import OnnxRouter
     from fairlead.workload.scenario import Scenario
 
 EXAMPLES = (
@@ -90,8 +91,14 @@ def command(
     gateway: GatewaySettingsFile = None,
     rate: LiveRate = None,
     minutes: Annotated[
-        float, typer.Option(min=0.1, metavar="N", help="With live servers: how long it may take at most.")
-    ] = 60.0,
+        float | None,
+        typer.Option(
+            min=0.1,
+            metavar="N",
+            help="With live servers: how long it may take at most. Default: 60.",
+            show_default=False,
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Compare routers on the same requests: who is better, by how much, and how sure that is.
@@ -100,6 +107,7 @@ def command(
     run, with 95 % intervals. Writes results.json, requests.parquet (every single request) and report.html.
     With --backend the requests are sent to live servers, at their times, one router after the other.
     """
+    from fairlead.evaluate.dependence import check
     from fairlead.evaluate.live_gateway import Bounds
     from fairlead.evaluate.live_tournament import run_live_tournament
     from fairlead.evaluate.report import render_report
@@ -113,6 +121,10 @@ def command(
         raise FairleadError("--backend measures live servers: leave out --simulator and --dependence")
     if rate is not None and not live:
         raise FairleadError("--rate is for live servers (--backend); simulations take --load")
+    if minutes is not None and not live:
+        raise FairleadError(
+            "--minutes is for live servers (--backend); simulations take as long as they take"
+        )
     if simulator is Simulator.vidur:
         check_installed()
     scenarios = scenario_list(scenario)
@@ -130,6 +142,8 @@ def command(
     ]
     for each in scenarios:
         capacity(each)
+    if dependence:
+        check(_learned(names, favor), scenarios, loads)
     with on_interrupt(lambda: f"nothing was saved in {out}"), ProgressBar() as progress:
         if live:
             results = run_live_tournament(
@@ -140,7 +154,7 @@ def command(
                 progress,
                 favor=favor,
                 command=str(context.obj),
-                bounds=Bounds(run_minutes=minutes),
+                bounds=Bounds() if minutes is None else Bounds(run_minutes=minutes),
             )
         else:
             results = run_tournament(
@@ -181,19 +195,24 @@ def _plan(
     return Plan(scenarios[0], rates(scenarios[0], loads, rate), tuple(seeds), count)
 
 
+def _learned(names: list[str], favor: float | None) -> "list[OnnxRouter]":
+    """The policies among the routers."""
+    from fairlead.policy.artefact import OnnxRouter
+    from fairlead.policy.catalogue import find_routers
+
+    return [e.router for e in find_routers(names, favor) if isinstance(e.router, OnnxRouter)]
+
+
 def _examine(
     names: list[str], favor: float | None, scenarios: "list[Scenario]", results: "Results", out: Path
 ) -> None:
     """Write what each learned policy depends on, in each setting."""
     from fairlead.evaluate.dependence import examine, write_dependence
-    from fairlead.policy.artefact import OnnxRouter
-    from fairlead.policy.catalogue import find_routers
 
     by_name = {scenario.name: scenario for scenario in scenarios}
-    policies = [e.router for e in find_routers(names, favor) if isinstance(e.router, OnnxRouter)]
     found = [
         examine(policy, by_name[name], load)
-        for policy in policies
+        for policy in _learned(names, favor)
         for name, load in results.configuration.settings
     ]
     write_dependence(out, found)

@@ -124,7 +124,7 @@ def scenario_list(values: Iterable[str]) -> "list[Scenario]":
 
 
 def load_list(text: str | None) -> list[float] | None:
-    """The loads in `text`, checked; None if the option was not given."""
+    """The distinct loads in `text`, checked; None if the option was not given."""
     if text is None:
         return None
     from fairlead.workload.scenario import check_load
@@ -139,7 +139,7 @@ def load_list(text: str | None) -> list[float] | None:
             ) from None
         check_load(load)
         loads.append(load)
-    return loads
+    return list(dict.fromkeys(loads))
 
 
 def seed_list(first: int, count: int) -> list[int]:
@@ -169,16 +169,20 @@ def read_settings(
 
     import yaml
 
+    from fairlead.loader import load_yaml, problem_of
+
     settings = {} if settings is None else settings
     if file is not None:
         try:
             text = file.read_text(encoding="utf-8")
-            content = tomllib.loads(text) if file.suffix == ".toml" else yaml.safe_load(text)
+            content = tomllib.loads(text) if file.suffix == ".toml" else load_yaml(text)
         except OSError as error:
             raise FairleadError(f"cannot read the settings file {file}: {error.strerror}") from None
         except tomllib.TOMLDecodeError as error:
             raise FairleadError(f"{file} is not valid TOML: {error}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except yaml.YAMLError as error:
+            raise FairleadError(f"{file} is not valid YAML: {problem_of(error)}") from None
+        except UnicodeDecodeError as error:
             raise FairleadError(f"{file} is not valid YAML: {error}") from None
         if not isinstance(content, dict | None):
             raise FairleadError(f"{file} must hold settings as `key: value` lines")

@@ -59,7 +59,8 @@ def command(
         typer.Option(
             metavar="LOW,HIGH",
             help="How busy the clusters are while training: each episode draws a load between these "
-            "fractions of capacity. Default: 0.5,0.95.",
+            "fractions of capacity, and the policy is validated at those named. Default: from the lowest of "
+            "each scenario's own loads to 0.05 above the highest, validated at its own.",
             show_default=False,
         ),
     ] = None,
@@ -86,7 +87,10 @@ def command(
         ),
     ] = None,
     from_scratch: Annotated[
-        bool, typer.Option("--from-scratch", help="Skip the imitation; learn by trial and error alone.")
+        bool,
+        typer.Option(
+            "--from-scratch", help="Skip the imitation; learn by trial and error alone, in larger steps."
+        ),
     ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint in --out, with its settings.")
@@ -149,6 +153,7 @@ def command(
     scenario at --rate, and then compared there with what it was. It ends after --requests or --minutes (60).
     """
     from fairlead.train import fine_tuning
+    from fairlead.train.config import checked
 
     live = bool(backend) or gateway is not None
     if not live and (rate is not None or requests is not None):
@@ -172,10 +177,11 @@ def command(
         if not resume:
             settings = fine_tuning.with_defaults(_live_defaults(settings))
         servers = gateway_settings(gateway, backend or [])
-        tuned = _validated({} if resume else settings, from_scratch=False)
+        tuned = checked({} if resume else settings)
         _train_live(tuned, scenarios, servers, rate or 0.0, out, resume, str(context.obj))
         return
-    _train(_validated(fine_tuning.with_defaults(settings), from_scratch), scenarios, out, resume)
+    defaults = fine_tuning.from_scratch if from_scratch else fine_tuning.with_defaults
+    _train(checked(defaults(settings)), scenarios, out, resume)
     say(f"trained policy: {out / 'policy.onnx'}")
 
 
@@ -240,14 +246,6 @@ def _favor_range(text: str) -> list[float]:
     if len(points) > 2:
         raise FairleadError(f"--favor {text}: give one number or two in [0, 1], for example 0,1")
     return points
-
-
-def _validated(settings: dict[str, Any], from_scratch: bool) -> "TrainConfig":
-    """The settings as training takes them, or the first thing that is wrong with them."""
-    from fairlead.train.config import checked
-
-    config = checked(settings)
-    return config.from_scratch() if from_scratch else config
 
 
 def _train(config: "TrainConfig", scenarios: "list[Scenario]", out: Path, resume: bool) -> None:

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from fairlead.section import Section, invalid
+from fairlead.policy.heuristics import HEURISTICS
+from fairlead.section import Section, did_you_mean, invalid
 
 Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
@@ -106,6 +107,15 @@ class HybridReward(Section):
     clip: tuple[float, float] | None = None
     """Least and greatest total per decision; they need not be symmetric. None by default. The share of
     decisions at either end is logged."""
+
+    @field_validator("baseline")
+    @classmethod
+    def _known(cls, baseline: str) -> str:
+        if baseline not in (*HEURISTICS, "moving_average"):
+            raise invalid(
+                f"{baseline!r} is no heuristic; {did_you_mean(baseline, [*HEURISTICS, 'moving_average'])}"
+            )
+        return baseline
 
     @model_validator(mode="after")
     def _consistent(self) -> "HybridReward":

@@ -22,7 +22,7 @@ from fairlead.simulator.cluster import Clusters
 from fairlead.simulator.fleet import build_fleet
 from fairlead.view.features import FEATURES, features_batch
 from fairlead.view.schema import IN_FLIGHT
-from fairlead.workload.scenario import Scenario, generate
+from fairlead.workload.scenario import Scenario, check_runs, generate
 
 Floats = npt.NDArray[np.float64]
 Features = npt.NDArray[np.float32]
@@ -66,6 +66,10 @@ class Policy(Protocol):
     def logits(self, features: Features) -> Features:
         """(K, R, F) -> (K, R)."""
         ...
+
+
+REQUESTS, SEEDS = 600, (0, 1, 2, 3)
+"""Of the runs that are looked at."""
 
 
 class Gap(NamedTuple):
@@ -113,13 +117,38 @@ def block_of(feature: str) -> str:
     return "other"
 
 
+def check(policies: Sequence[Policy], scenarios: Sequence[Scenario], loads: Sequence[float] | None) -> None:
+    """Refuse what `examine` would refuse, before anything else has been run.
+
+    Args:
+        policies: to examine.
+        scenarios: where.
+        loads: fractions of capacity; None: each scenario's own.
+
+    Raises:
+        FairleadError: for a policy with a memory, and a recorded trace that is too short.
+    """
+    for policy in policies:
+        _refuse_memory(policy)
+    for scenario in scenarios if policies else ():
+        rate = max(loads or scenario.loads) * capacity_rps(scenario)
+        check_runs(scenario, requests=REQUESTS, rate=rate, seeds=SEEDS)
+
+
+def _refuse_memory(policy: Policy) -> None:
+    if getattr(policy, "has_memory", False):
+        raise FairleadError(
+            f"{policy.name} has a memory: what such a policy depends on cannot be told by exchanging features"
+        )
+
+
 def examine(
     policy: Policy,
     scenario: Scenario,
     load: float,
     *,
-    requests: int = 600,
-    seeds: Sequence[int] = (0, 1, 2, 3),
+    requests: int = REQUESTS,
+    seeds: Sequence[int] = SEEDS,
     features: tuple[str, ...] = FEATURES,
 ) -> Dependence:
     """Run `policy` greedily and see what its decisions hang on.
@@ -133,11 +162,11 @@ def examine(
         features: names of the last axis of what the policy sees.
 
     Raises:
-        FairleadError: for a policy with a memory.
+        FairleadError: for a policy with a memory, and more seeds than a recorded trace has runs for.
     """
-    if getattr(policy, "has_memory", False):
-        raise FairleadError("what a policy with a memory depends on cannot be told by exchanging features")
+    _refuse_memory(policy)
     rate = load * capacity_rps(scenario)
+    check_runs(scenario, requests=requests, rate=rate, seeds=seeds)
     arrivals = [
         generate(scenario, requests=requests, rate=rate, seed=seed, split="evaluate") for seed in seeds
     ]

@@ -32,11 +32,11 @@ from fairlead.policy.heuristics import Lookahead
 from fairlead.serve.probe import Finding, probe
 from fairlead.serve.settings import GatewaySettings, Policy
 from fairlead.simulator.capacity import capacity_rps
-from fairlead.simulator.metrics import summarise
+from fairlead.simulator.metrics import COOLDOWN, WARMUP, measured_window, summarise
 from fairlead.simulator.outcomes import Outcomes
 from fairlead.view.preference import DEFAULT_FAVOR
 from fairlead.workload.requests import Requests
-from fairlead.workload.scenario import Scenario, check_load, generate
+from fairlead.workload.scenario import Scenario, check_load, check_runs, generate
 
 _DEFAULT_BOUNDS = Bounds()
 _POLICY_DEADLINE_S = 1.0  # the load client shares the process: its work must not count as the policy's
@@ -53,6 +53,20 @@ class Plan:
     requests: int
     split: str = "evaluate"
     """Which random streams the requests come from."""
+
+    def check_runs(self) -> None:
+        """Refuse more seeds than a recorded trace has runs for.
+
+        Raises:
+            FairleadError: if there are.
+        """
+        check_runs(
+            self.scenario,
+            requests=self.requests,
+            rate=max(self.rates.values()),
+            seeds=self.seeds,
+            split=self.split,
+        )
 
     def arrivals(self, load: float, seed: int) -> Requests:
         """The requests of a run."""
@@ -118,6 +132,8 @@ def run_live_tournament(
     for entry in entries:
         if isinstance(entry.router, Lookahead):
             raise FairleadError(f"{entry.name} needs the simulator's full state: leave it out with --backend")
+    measured_window(plan.requests, WARMUP, COOLDOWN)
+    plan.check_runs()
     _check_time(plan, len(entries), bounds, speed)
     findings = asyncio.run(probe(settings.backends))
     model = shared_model(findings, plan.scenario.model)

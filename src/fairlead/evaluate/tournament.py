@@ -17,9 +17,9 @@ from fairlead.policy.catalogue import ALL_HEURISTICS, Entry, find_router, find_r
 from fairlead.simulator.capacity import capacity_rps
 from fairlead.simulator.cluster import Clusters
 from fairlead.simulator.fleet import build_fleet
-from fairlead.simulator.metrics import summarise
+from fairlead.simulator.metrics import COOLDOWN, WARMUP, measured_window, summarise
 from fairlead.simulator.outcomes import Outcomes
-from fairlead.workload.scenario import Scenario, check_load, generate
+from fairlead.workload.scenario import Scenario, check_load, check_runs, generate
 
 __all__ = ["ALL_HEURISTICS", "Progress", "run_tournament", "simulate", "simulate_once"]
 
@@ -40,9 +40,11 @@ def simulate(
         requests: in each run.
 
     Raises:
-        FairleadError: for a load out of range or a request that no replica can hold.
+        FairleadError: for a load out of range, a request that no replica can hold, or more seeds than a
+            recorded trace has runs for.
     """
     rate = check_load(load) * capacity_rps(scenario)
+    check_runs(scenario, requests=requests, rate=rate, seeds=seeds)
     arrivals = [generate(scenario, requests=requests, rate=rate, seed=s, split="evaluate") for s in seeds]
     clusters = Clusters([build_fleet(scenario)] * len(seeds), arrivals, seed=seeds[0])
     run(clusters, entry.router, seed=seeds[0])
@@ -99,10 +101,16 @@ def run_tournament(
         check_load(load)
     if len(settings) < len(scenarios):
         raise FairleadError("two scenarios have the same name: give one of them another")
+    if any(len(set(each)) < len(each) for each in settings.values()):
+        raise FairleadError("the same load is given twice: name each once")
+    measured_window(requests, WARMUP, COOLDOWN)
+    capacities = {s.name: capacity_rps(s) for s in scenarios}
+    for s in scenarios:
+        _check_requests(s, max(settings[s.name]) * capacities[s.name], seeds, requests)
     configuration = Configuration(
         scenarios={s.name: s.model_dump(mode="json") for s in scenarios},
         loads=settings,
-        capacity_rps={s.name: capacity_rps(s) for s in scenarios},
+        capacity_rps=capacities,
         routers=[RouterInfo(name=e.name, kind=e.kind, detail=detail(e)) for e in entries],
         seeds=list(seeds),
         requests=requests,
@@ -131,6 +139,17 @@ def run_tournament(
     results = build_results(configuration, rows)
     write_results(directory, results)
     return results
+
+
+def _check_requests(scenario: Scenario, rate: float, seeds: Sequence[int], requests: int) -> None:
+    """Refuse what would be refused when it is run: requests that no replica holds, too few recorded ones.
+
+    Raises:
+        FairleadError: if there are any.
+    """
+    check_runs(scenario, requests=requests, rate=rate, seeds=seeds)
+    arrivals = [generate(scenario, requests=requests, rate=rate, seed=s, split="evaluate") for s in seeds]
+    Clusters([build_fleet(scenario)] * len(seeds), arrivals, seed=seeds[0])
 
 
 def row(scenario: str, load: float, router: str, seed: int, rate: float, metrics: dict[str, float]) -> Row:

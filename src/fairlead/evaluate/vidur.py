@@ -18,7 +18,7 @@ from fairlead.simulator.timing import Coefficients
 from fairlead.vidur.ledger import Ledger
 from fairlead.vidur.offline import VERSION, Hooks, VidurCluster, VidurReplica, VidurRun, check_installed
 from fairlead.workload.requests import Requests
-from fairlead.workload.scenario import Scenario, check_load, generate
+from fairlead.workload.scenario import Scenario, check_load, check_runs, generate
 
 NAME = f"vidur {VERSION}"
 """How results call this simulator."""
@@ -114,6 +114,7 @@ def simulate(
         FairleadError: as there; Vidur stops (it fails when requests are preempted).
     """
     rate = check_load(load) * capacity_rps(scenario)
+    check_runs(scenario, requests=requests, rate=rate, seeds=seeds)
     arrivals = [generate(scenario, requests=requests, rate=rate, seed=s, split="evaluate") for s in seeds]
     fleet = build_fleet(scenario)
     cluster = _cluster(scenario, fleet, arrivals)

@@ -108,7 +108,12 @@ def _backlog(scenario: Scenario, rate: float) -> Requests:
     workload, engine = scenario.workload, scenario.engine
     rows = workload.rows_for_training()
     count = BACKLOG if rows is None else max(1, min(BACKLOG, rows))
-    block_size = engine.block_size if engine.enable_prefix_caching else None
-    drawn = workload.requests(count, rate, 0, "train", block_size)
+    if workload.lengths is not None:
+        # Nothing is shared, so that arrivals would not matter: recorded ones need not suffice for a backlog.
+        drawn = Requests(np.zeros(count), *workload.drawn_lengths(count, 0, "train"))
+    else:
+        block_size = engine.block_size if engine.enable_prefix_caching else None
+        drawn = workload.requests(count, rate, 0, "train", block_size)
+        drawn = replace(drawn, arrival_s=np.zeros(count))
     # A short trace is repeated: a backlog must outlast the filling of the batch.
-    return repeated(replace(drawn, arrival_s=np.zeros(count)), BACKLOG)
+    return repeated(drawn, BACKLOG)

@@ -37,6 +37,10 @@ METRICS: tuple[str, ...] = (
 """The names that `summarise` returns, in this order."""
 
 
+WARMUP, COOLDOWN = 0.1, 0.05
+"""Shares of a run's requests, at its start and at its end, that are not measured."""
+
+
 def measured_window(requests: int, warmup: float, cooldown: float) -> slice:
     """The indices i with warmup * requests <= i < (1 - cooldown) * requests.
 
@@ -148,7 +152,11 @@ def _scheduling_delay_s(outcomes: Outcomes, window: slice) -> float:
 
 
 def summarise(
-    outcomes: Outcomes, slo_ttft_s: float, slo_tpot_s: float, warmup: float = 0.1, cooldown: float = 0.05
+    outcomes: Outcomes,
+    slo_ttft_s: float,
+    slo_tpot_s: float,
+    warmup: float = WARMUP,
+    cooldown: float = COOLDOWN,
 ) -> dict[str, float]:
     """The metrics of one run, keyed by `METRICS`, all finite.
 

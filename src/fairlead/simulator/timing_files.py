@@ -1,6 +1,8 @@
 """Iteration-time models from the files that a scenario names (`replicas[].timing`)."""
 
 import json
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -96,13 +98,18 @@ def interpolated(
 
 def _read_arrays(path: Path) -> _Grid:
     try:
-        content = json.loads(path.read_text()) if path.suffix == ".json" else dict(np.load(path))
+        content = json.loads(path.read_text()) if path.suffix == ".json" else _npz(path)
         tokens, sequences, seconds = (np.asarray(content[name], np.float64) for name in GRID)
     except KeyError as error:
         raise FairleadError(f"{error.args[0]} is missing: give {', '.join(GRID)}") from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise FairleadError(f"cannot be read as {path.suffix.lstrip('.') or 'npz'}: {error}") from None
     return tokens, sequences, seconds
+
+
+def _npz(path: Path) -> dict[str, npt.NDArray[np.float64]]:
+    with path.open("rb") as file:  # numpy would leave a broken one open
+        return dict(np.load(file))
 
 
 def _read_csv(path: Path) -> _Grid:

@@ -10,7 +10,7 @@ from fairlead.errors import FairleadError
 from fairlead.files import atomic
 from fairlead.train.config import TrainConfig
 
-VERSION = 3
+VERSION = 4
 FIELDS = frozenset(
     {
         "version",

@@ -8,10 +8,10 @@ from pydantic import Field, ValidationError, model_validator
 from fairlead.env.reward_config import RewardConfig, SafetyConfig, SojournReward
 from fairlead.errors import FairleadError
 from fairlead.section import Section, first_problem, invalid
-from fairlead.train.curriculum import Stage, check_stages
+from fairlead.train.curriculum import Load, Stage, check_stages
 from fairlead.train.live_config import LiveConfig
 from fairlead.train.ppo_config import PPOConfig
-from fairlead.train.schedule import Exponential, Linear, PositiveSchedule
+from fairlead.train.schedule import Exponential, PositiveSchedule
 from fairlead.view.features import FEATURES
 
 Positive = Annotated[float, Field(gt=0)]
@@ -74,7 +74,8 @@ class ImitationConfig(Section):
     teacher_steps: Count = 512
     """Decisions per cluster in the first round; every one is labelled."""
     label_every: Count = 1
-    """Ask the teacher at every n-th decision when the student drives: neighbours are alike, teachers slow."""
+    """Ask the teacher at every n-th decision when the student drives: neighbours are alike, teachers slow.
+    Not with a memory, which needs them all."""
     counterfactual_decisions: Count = 48
     """Of the teacher `counterfactual`: for how many decisions it goes on with the run to price a choice."""
     epochs: Count = 6
@@ -103,7 +104,7 @@ class ImitationConfig(Section):
     """Every n-th labelled step is kept out of the fit; agreement and regret are measured on those."""
     weights: dict[str, Positive] = Field(default_factory=dict)
     """What the clusters of a scenario count for, 1 where nothing is said: more for one that is hard to learn.
-    For teachers that price choices, or where scenarios have `teachers` of their own."""
+    A decision's loss, the entropy bonus aside, counts for so many, among those of all sizes of cluster."""
     sequence_length: Count = 32
     """With a memory: decisions per training sequence, of which `steps` and `teacher_steps` are multiples."""
 
@@ -117,7 +118,7 @@ class EnvironmentConfig(Section):
     """Clusters that see the same arrivals, so that they differ by routing alone."""
     imitation_envs: Count = 32
     """Clusters for imitation, each with its own arrivals."""
-    load: tuple[float, float] | None = None
+    load: tuple[Load, Load] | None = None
     """Range of the load, as fractions of capacity, drawn anew for each group and episode; by default from the
     lowest of the scenario's own `loads` to 0.05 above the highest."""
     favor: tuple[float, float] = (0.0, 1.0)
@@ -137,7 +138,7 @@ class EnvironmentConfig(Section):
 class ValidationConfig(Section):
     """The held-out settings by which the best policy of a run is chosen."""
 
-    loads: tuple[float, ...] | None = None
+    loads: Annotated[tuple[Load, ...], Field(min_length=1)] | None = None
     """Fractions of capacity; by default those of each scenario."""
     favors: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     """Points on the dial; those outside the trained range are left out."""
@@ -190,7 +191,8 @@ class TrainConfig(Section):
     validation: ValidationConfig = ValidationConfig()
     stability: StabilityConfig = StabilityConfig()
     minutes: Positive | None = None
-    """Stop after this much time; default: when all iterations are done."""
+    """Stop after this much time, after a round of imitation or an iteration; a run that is resumed has
+    what is left of it. Default: when all iterations are done."""
     evaluate_every: Count = 5
     """Iterations between held-out evaluations."""
     keep: Literal["best", "last"] = "best"
@@ -238,6 +240,11 @@ class TrainConfig(Section):
                 f"{self.ppo.sequence_length}"
             )
         if self.imitation is not None:
+            if self.imitation.label_every > 1:
+                raise invalid(
+                    "imitation.label_every does not work with a GRU, which learns from whole sequences: "
+                    "leave it out"
+                )
             length = self.imitation.sequence_length
             if self.imitation.steps % length or self.imitation.teacher_steps % length:
                 raise invalid(
@@ -265,20 +272,6 @@ class TrainConfig(Section):
         low, high = self.environment.favor
         inside = tuple(f for f in self.validation.favors if low <= f <= high)
         return inside or (low,) if low == high else tuple(dict.fromkeys((low, *inside, high)))
-
-    def from_scratch(self) -> "TrainConfig":
-        """The same run without imitation: a larger step, and a little entropy.
-
-        The critic's warm-up stays: without it some seeds let the replicas' loads drift apart for good.
-        A critic that knows nothing takes a growing queue for free.
-        """
-        ppo = self.ppo.model_copy(
-            update={
-                "actor_learning_rate": Linear(start=3e-3, end=1e-4),
-                "entropy_coefficient": Linear(start=0.001, end=0.0),
-            }
-        )
-        return self.model_copy(update={"imitation": None, "ppo": ppo})
 
     @property
     def hash(self) -> str:

@@ -5,12 +5,25 @@ import math
 from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from fairlead.env.reward_config import RewardConfig
+from fairlead.errors import FairleadError
 from fairlead.section import Section, invalid
+from fairlead.workload.scenario import check_load
 
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _sensible(load: float) -> float:
+    try:
+        return check_load(load)
+    except FairleadError as error:
+        raise invalid(str(error)) from None
+
+
+Load = Annotated[float, AfterValidator(_sensible)]
+"""A fraction of capacity that makes sense (`workload.scenario.check_load`)."""
 
 
 class Stage(Section):
@@ -21,12 +34,13 @@ class Stage(Section):
 
     begins: Share
     """Progress of PPO (0 to 1) at which it begins; the switch comes with the next fresh episodes."""
-    load: tuple[float, float] | None = None
+    load: tuple[Load, Load] | None = None
     """Range of the load, as fractions of capacity."""
     glide: bool = False
     """Whether the load moves in a straight line to that of the next stage, instead of jumping."""
     scenarios: dict[str, Annotated[float, Field(gt=0)]] | None = None
-    """Shares of the groups of clusters by scenario; scenarios left out rest."""
+    """Shares by scenario of the groups of clusters, among those of one number of replicas: how many groups
+    each number has is fixed. Scenarios left out rest, but of each number one has to be named."""
     reward: RewardConfig | None = None
     """The reward, of the same kind as `environment.reward`."""
 
@@ -50,12 +64,17 @@ def check_stages(stages: Sequence[Stage], load: tuple[float, float] | None, rewa
     """Refuse stages that contradict each other.
 
     Raises:
-        PydanticCustomError: if they run backwards, a load glides from or to loads that are not given, or the
-            kind of reward changes.
+        PydanticCustomError: if they run backwards, a load glides from or to loads that are not given or to
+            no stage at all, or the kind of reward changes.
     """
     begins = [stage.begins for stage in stages]
     if begins != sorted(set(begins)):
         raise invalid(f"the curriculum runs backwards: its stages begin at {begins}")
+    if stages and stages[-1].glide:
+        raise invalid(
+            f"the load of the stage at {stages[-1].begins:g} glides to that of the next one, and there is "
+            "none: leave glide out, or name the stage that it glides to"
+        )
     for stage, after in itertools.pairwise(stages):
         if stage.glide and load is None and None in (stage.load, after.load):
             raise invalid(

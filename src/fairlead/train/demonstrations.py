@@ -19,6 +19,8 @@ class Examples(NamedTuple):
     """(N, R, S) remembered before each sequence."""
     starts: Tensor | None = None
     """(N, L) whether an episode begins."""
+    weights: Tensor | None = None
+    """(N,) or (N, L) what each counts for; None: all alike."""
 
     @property
     def size(self) -> int:
@@ -39,6 +41,9 @@ class Examples(NamedTuple):
         return not self.labels.is_floating_point()
 
 
+_LISTS = ("observations", "labels", "states", "starts", "weights")
+
+
 class Demonstrations:
     """Observations (N, R, F) and the teacher's labels, in the order they were collected."""
 
@@ -50,6 +55,8 @@ class Demonstrations:
         """With a memory: (K, R, S) before each step that begins a sequence, else an empty array."""
         self.starts: list[npt.NDArray[np.bool_]] = []
         """(K,) whether the step begins an episode."""
+        self.weights: list[npt.NDArray[np.float32]] = []
+        """(K,) what the clusters count for at each step; an empty array: 1."""
 
     def add(
         self,
@@ -64,6 +71,11 @@ class Demonstrations:
         self.labels.append(np.array(labels, np.int64 if actions else np.float64))
         self.states.append(np.empty(0, np.float32) if state is None else state)
         self.starts.append(np.zeros(len(labels), np.bool_) if starts is None else starts)
+        self.weights.append(np.empty(0, np.float32))
+
+    def weigh(self, since: int, weights: npt.NDArray[np.float64]) -> None:
+        """Say what the K clusters count for, (K,), in the steps after the first `since`."""
+        self.weights[since:] = [np.array(weights, np.float32) for _ in self.weights[since:]]
 
     def __len__(self) -> int:
         """Labelled steps (of K clusters each)."""
@@ -76,7 +88,7 @@ class Demonstrations:
 
     def _select(self, steps: list[int]) -> "Demonstrations":
         found = Demonstrations()
-        for name in ("observations", "labels", "states", "starts"):
+        for name in _LISTS:
             setattr(found, name, [getattr(self, name)[i] for i in steps])
         return found
 
@@ -106,7 +118,12 @@ class Demonstrations:
         observations = torch.from_numpy(np.stack(self.observations))
         found = torch.from_numpy(np.ascontiguousarray(labels))
         if length == 1:
-            return Examples(observations.flatten(0, 1), found.flatten(0, 1))
+            weights = self._weights()
+            return Examples(
+                observations.flatten(0, 1),
+                found.flatten(0, 1),
+                weights=None if weights is None else weights.flatten(0, 1),
+            )
         if len(self) % length or any((len(s) > 0) != (i % length == 0) for i, s in enumerate(self.states)):
             raise ValueError(f"{len(self)} steps are not whole sequences of {length}")
 
@@ -116,14 +133,24 @@ class Demonstrations:
 
         states = np.concatenate([state for state in self.states if len(state)])
         starts = torch.from_numpy(np.stack(self.starts))
+        weights = self._weights()
         return Examples(
-            sequences(observations), sequences(found), torch.from_numpy(states), sequences(starts)
+            sequences(observations),
+            sequences(found),
+            torch.from_numpy(states),
+            sequences(starts),
+            None if weights is None else sequences(weights),
         )
 
-    def weigh_alike(self, since: int, weights: npt.NDArray[np.float64] | float = 1.0) -> None:
-        """Scale the costs of the steps after the first `since`, so that every cluster's mean regret is 1.
+    def _weights(self) -> Tensor | None:
+        """(steps, K), or None where nothing was said."""
+        if not any(map(len, self.weights)):
+            return None
+        each = zip(self.weights, self.labels, strict=True)
+        return torch.from_numpy(np.stack([w if len(w) else np.ones(len(x), np.float32) for w, x in each]))
 
-        Or its weight, where these are given (K,).
+    def weigh_alike(self, since: int) -> None:
+        """Scale the costs of the steps after the first `since`, so that every cluster's mean regret is 1.
 
         Clusters differ in hardware, load and point on the dial, and so in what a second of waiting is worth:
         else a few of them would decide what all of the network learns.
@@ -135,16 +162,13 @@ class Demonstrations:
         regrets = costs - costs.min(-1, keepdims=True)
         scale = regrets.mean((0, 2))
         scale = np.where(scale > 0, scale, 1.0)
-        self.labels[since:] = list(regrets * (weights / scale)[:, None])
+        self.labels[since:] = list(regrets * (1.0 / scale)[:, None])
 
     def state(self) -> dict[str, Any]:
         """Everything, for a checkpoint."""
-        return {
-            name: [torch.from_numpy(each) for each in getattr(self, name)]
-            for name in ("observations", "labels", "states", "starts")
-        }
+        return {name: [torch.from_numpy(each) for each in getattr(self, name)] for name in _LISTS}
 
     def load(self, state: dict[str, Any]) -> None:
         """Take over a `state()`."""
-        for name in ("observations", "labels", "states", "starts"):
+        for name in _LISTS:
             setattr(self, name, [each.numpy() for each in state[name]])

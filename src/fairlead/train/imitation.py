@@ -50,7 +50,7 @@ def collect(
         The agreement with the teacher that a deterministic policy could have reached (see `achievable`).
 
     Raises:
-        FairleadError: if a cost is not finite, or labels without costs are to be weighed.
+        FairleadError: if a cost is not finite.
     """
     teacher.reset(seed)
     teacher.meet(student)
@@ -88,19 +88,14 @@ def collect(
         if state is not None and starts.any():
             state = state * torch.from_numpy(~starts)[:, None, None]
         progress(t + 1, steps)
-    if config.weights and labels.ndim == 1:
-        raise FairleadError(
-            f"imitation.weights needs prices, and {teacher.name} only acts: leave it out, or name the "
-            "teacher in `teachers`, scenario by scenario"
-        )
-    demonstrations.weigh_alike(before, weights_in(env, config))
+    demonstrations.weigh_alike(before)
+    if config.weights:
+        demonstrations.weigh(before, weights_in(env, config))
     return float(np.mean(reachable))
 
 
-def weights_in(env: Env, config: ImitationConfig) -> npt.NDArray[np.float64] | float:
-    """What each cluster of `env` counts for: (K,), or 1."""
-    if not config.weights:
-        return 1.0
+def weights_in(env: Env, config: ImitationConfig) -> npt.NDArray[np.float64]:
+    """What each cluster of `env` counts for, (K,)."""
     names: list[str] = env.scenario_names  # type: ignore[attr-defined]
     return np.array([config.weights.get(name, 1.0) for name in names])
 
@@ -115,17 +110,35 @@ def logits_of(student: Any, examples: Examples) -> Tensor:
     return found.flatten(0, 1)
 
 
-def loss(logits: Tensor, labels: Tensor, config: ImitationConfig) -> Tensor:
-    """Expected regret and soft labels of costs, or cross-entropy of actions; minus an entropy bonus."""
+def loss(logits: Tensor, labels: Tensor, config: ImitationConfig, weights: Tensor | None = None) -> Tensor:
+    """Expected regret and soft labels of costs, or cross-entropy of actions; minus an entropy bonus.
+
+    `weights` (B,) say what each decision counts for, the bonus aside.
+    """
     log_probs = torch.log_softmax(logits, -1)
-    found = losses.imitation(log_probs, labels) - config.entropy_coefficient * losses.entropy(log_probs)
+    found = losses.imitation(log_probs, labels, weights) - config.entropy_coefficient * losses.entropy(
+        log_probs
+    )
     if labels.ndim == 1 or config.soft_labels == 0:
         return found
-    return found + config.soft_labels * losses.soft_labels(log_probs, labels, config.soft_temperature)
+    soft = losses.soft_labels(log_probs, labels, config.soft_temperature, weights)
+    return found + config.soft_labels * soft
 
 
-def examples_of(demonstrations: Demonstrations, config: ImitationConfig, *, recurrent: bool) -> Examples:
-    """What is fitted: labels as the configured loss wants them, regrets with a mean of one."""
+def examples_of(
+    demonstrations: Sequence[Demonstrations], config: ImitationConfig, *, recurrent: bool
+) -> list[Examples]:
+    """What is fitted, for each size of cluster; weights have a mean of one over all sizes together."""
+    parts = [_examples_of(each, config, recurrent=recurrent) for each in demonstrations]
+    given = [part.weights for part in parts if part.weights is not None]
+    if not given:
+        return parts
+    mean = sum(float(each.double().sum()) for each in given) / sum(each.numel() for each in given)
+    return [p if p.weights is None else p._replace(weights=p.weights / mean) for p in parts]
+
+
+def _examples_of(demonstrations: Demonstrations, config: ImitationConfig, *, recurrent: bool) -> Examples:
+    """Labels as the configured loss wants them, regrets with a mean of one."""
     examples = demonstrations.examples(
         length=config.sequence_length if recurrent else 1, actions=config.loss == "cross_entropy"
     )
@@ -151,7 +164,7 @@ def fit(
         NotFinite: if the loss is not finite.
     """
     recurrent = has_memory(student)
-    parts = [examples_of(each, config, recurrent=recurrent).to(device) for each in demonstrations]
+    parts = [each.to(device) for each in examples_of(demonstrations, config, recurrent=recurrent)]
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     size = max(1, config.minibatch // (config.sequence_length if recurrent else 1))
     with learning_on(device, student, optimiser):
@@ -178,7 +191,11 @@ def _descend(
             chosen = [part.take(i) for part, i in zip(parts, indices, strict=True) if len(i)]
             count = sum(part.size for part in chosen)
             error = torch.stack(
-                [loss(logits_of(student, part), _flat(part), config) * (part.size / count) for part in chosen]
+                [
+                    loss(logits_of(student, part), _flat(part), config, _flat_weights(part))
+                    * (part.size / count)
+                    for part in chosen
+                ]
             ).sum()
             optimiser.zero_grad(set_to_none=True)
             torch.autograd.backward(error)
@@ -199,6 +216,10 @@ def _descend(
 
 def _flat(examples: Examples) -> Tensor:
     return examples.labels if examples.states is None else examples.labels.flatten(0, 1)
+
+
+def _flat_weights(examples: Examples) -> Tensor | None:
+    return None if examples.weights is None else examples.weights.flatten()
 
 
 SCORES = ("agreement", "mean_regret", "uniform_regret")

@@ -94,7 +94,8 @@ def train_live(
 
     Raises:
         FairleadError: if servers cannot be used or are busy, bounds are too narrow to learn anything, a
-            request fails, or there is nothing to resume. The checkpoint of the last iteration is in `out`.
+            recorded trace is too short for the comparison, a request fails, or there is nothing to resume.
+            The checkpoint of the last iteration is in `out`.
         TrainingInterrupted: on Ctrl-C, likewise.
     """
     if resume:
@@ -110,6 +111,8 @@ def train_live(
     if not resume:
         config = fitted(config, rate, speed)
     plan = _plan(config, live, scenario, findings, model, rate, speed)
+    if live.comparison_requests:
+        _comparison(live, scenario, rate).check_runs()
     say(_intent(config, live, len(findings), rate))
     kept = {
         SCENARIOS_FILE: scenarios_text([scenario]),
@@ -231,6 +234,18 @@ def _saved(out: Path, settings: GatewaySettings) -> tuple[TrainConfig, Scenario,
     return config, scenarios[0], kept.rate
 
 
+def _comparison(live: LiveConfig, scenario: Scenario, rate: float) -> Plan:
+    """The requests of the comparison, which training has not seen.
+
+    Of a recorded trace, training and validation share their part: there they are those of evaluation.
+    """
+    load = float(f"{rate / capacity_rps(scenario):.4g}")
+    split = "evaluate" if scenario.workload.is_recorded else "validate"
+    return Plan(
+        scenario, {load: rate}, tuple(range(live.comparison_seeds)), live.comparison_requests, split=split
+    )
+
+
 def _compared(
     config: TrainConfig,
     live: LiveConfig,
@@ -248,10 +263,10 @@ def _compared(
     if live.comparison_requests == 0:
         say("live.comparison_requests is 0: whether the policy is better than it was has not been measured")
         return None
-    load = float(f"{rate / capacity_rps(scenario):.4g}")
-    seeds = tuple(range(live.comparison_seeds))
-    plan = Plan(scenario, {load: rate}, seeds, live.comparison_requests, split="validate")
-    arrivals_s = sum(float(plan.arrivals(load, seed).arrival_s[-1]) for seed in seeds)
+    plan = _comparison(live, scenario, rate)
+    arrivals_s = sum(
+        float(plan.arrivals(load, seed).arrival_s[-1]) for load in plan.rates for seed in plan.seeds
+    )
     needed = 3 * arrivals_s / speed / 60.0
     if minutes <= needed:
         say(

@@ -106,14 +106,24 @@ def kl_k3(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
     return (torch.expm1(log_ratio) - log_ratio).mean()
 
 
-def expected_regret(log_probs: Tensor, regrets: Tensor) -> Tensor:
-    """Mean over decisions of sum_a pi(a) * (cost(a) - least cost); both (B, A)."""
+def _mean(each: Tensor, weights: Tensor | None) -> Tensor:
+    """The mean of (B,) losses, each times its weight; weights have a mean of 1 over all that is learnt."""
+    if weights is None:
+        return each.mean()
+    _check(1, each=each, weights=weights)
+    return (each * weights).mean()
+
+
+def expected_regret(log_probs: Tensor, regrets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean over decisions of sum_a pi(a) * (cost(a) - least cost); both (B, A), weights (B,)."""
     _check(2, log_probs=log_probs, regrets=regrets)
-    return (log_probs.exp() * regrets).sum(-1).mean()
+    return _mean((log_probs.exp() * regrets).sum(-1), weights)
 
 
-def soft_labels(log_probs: Tensor, regrets: Tensor, temperature: float) -> Tensor:
-    """Mean cross-entropy to softmax(-regret / temperature); both (B, A).
+def soft_labels(
+    log_probs: Tensor, regrets: Tensor, temperature: float, weights: Tensor | None = None
+) -> Tensor:
+    """Mean cross-entropy to softmax(-regret / temperature); both (B, A), weights (B,).
 
     The labels of distillation (Hinton et al. 2015, arXiv:1503.02531), over the actions that are not masked.
     Unlike the expected regret it has a gradient where the policy is sure of the wrong choice. Like that it
@@ -122,18 +132,20 @@ def soft_labels(log_probs: Tensor, regrets: Tensor, temperature: float) -> Tenso
     _check(2, log_probs=log_probs, regrets=regrets)
     scores = (-regrets / temperature).where(log_probs > 1e-3 * MASKED, -torch.inf)
     each = -(torch.softmax(scores, -1) * log_probs).sum(-1)
-    return (each * (regrets > 0).any(-1)).mean()
+    return _mean(each * (regrets > 0).any(-1), weights)
 
 
-def cross_entropy(log_probs: Tensor, actions: Tensor) -> Tensor:
-    """Mean negative log-probability of a teacher's actions: (B, A) and (B,)."""
+def cross_entropy(log_probs: Tensor, actions: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean negative log-probability of a teacher's actions: (B, A), (B,) and weights (B,)."""
     _check(2, log_probs=log_probs)
-    return -chosen(log_probs, actions).mean()
+    return -_mean(chosen(log_probs, actions), weights)
 
 
-def imitation(log_probs: Tensor, labels: Tensor) -> Tensor:
+def imitation(log_probs: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
     """Expected regret where `labels` are regrets (B, A), cross-entropy where they are actions (B,)."""
-    return expected_regret(log_probs, labels) if labels.ndim == 2 else cross_entropy(log_probs, labels)
+    if labels.ndim == 2:
+        return expected_regret(log_probs, labels, weights)
+    return cross_entropy(log_probs, labels, weights)
 
 
 def chosen(log_probs: Tensor, actions: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fairlead.train import losses, returns
 from fairlead.train.batches import joint_minibatches
 from fairlead.train.controllers import Knobs
+from fairlead.train.demonstrations import Examples
 from fairlead.train.device import learning_on
 from fairlead.train.exploration import behaviour_log_probs
 from fairlead.train.failure import NotFinite
@@ -103,7 +104,7 @@ def iterate(
     profiler: Profiler,
     *,
     reference: ActorCritic | None = None,
-    cloning: Sequence[tuple[Tensor, Tensor]] = (),
+    cloning: Sequence[Examples] = (),
     device: str = "cpu",
     load_column: int | None = None,
 ) -> dict[str, float]:
@@ -118,7 +119,7 @@ def iterate(
         random: draws actions and minibatches.
         profiler: told where the time goes.
         reference: the frozen policy to stay near, if any.
-        cloning: observations and labels of demonstrations, if they are still to be imitated.
+        cloning: demonstrations, if they are still to be imitated.
         device: where to learn.
         load_column: index of the feature whose spread is what balance means.
     """
@@ -143,7 +144,7 @@ def iterate(
             batches = [b._replace(reference=log_probs_of(reference, b.observations)) for b in batches]
         with learning_on(device, network, optimiser):
             there = [batch.to(device) for batch in batches]
-            shown = [(x.to(device), y.to(device)) for x, y in cloning] if knobs.cloning > 0 else []
+            shown = [each.to(device) for each in cloning] if knobs.cloning > 0 else []
             metrics = update(network, optimiser, there, config, knobs, random, shown)
     return metrics | describe(parts, batches, group)
 
@@ -217,7 +218,7 @@ def update(
     config: PPOConfig,
     knobs: Knobs,
     random: np.random.Generator,
-    cloning: Sequence[tuple[Tensor, Tensor]] = (),
+    cloning: Sequence[Examples] = (),
 ) -> dict[str, float]:
     """Several epochs of minibatch descent; returns the means of the loss's parts.
 
@@ -352,18 +353,18 @@ def _evaluate(
 def _add_cloning(
     network: ActorCritic,
     terms: Terms,
-    cloning: Sequence[tuple[Tensor, Tensor]],
+    cloning: Sequence[Examples],
     config: PPOConfig,
     knobs: Knobs,
     random: np.random.Generator,
 ) -> Terms:
     """Add the imitation loss of some demonstrations of each part, by its fading weight, and its gradient."""
     found = []
-    for observations, labels in cloning:
-        count = min(len(labels), max(1, config.cloning_minibatch // len(cloning)))
-        chosen = torch.from_numpy(random.integers(0, len(labels), count))
-        log_probs = torch.log_softmax(network.logits(observations[chosen]), -1)
-        found.append(losses.imitation(log_probs, labels[chosen]))
+    for examples in cloning:
+        count = min(examples.size, max(1, config.cloning_minibatch // len(cloning)))
+        chosen = examples.take(torch.from_numpy(random.integers(0, examples.size, count)))
+        log_probs = torch.log_softmax(network.logits(chosen.observations), -1)
+        found.append(losses.imitation(log_probs, chosen.labels, chosen.weights))
     loss = torch.stack(found).mean()
     torch.autograd.backward(knobs.cloning * loss)
     loss = loss.detach()

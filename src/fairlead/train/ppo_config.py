@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from fairlead.section import Section, invalid
+from fairlead.policy.heuristics import HEURISTICS
+from fairlead.section import Section, did_you_mean, invalid
 from fairlead.train.schedule import (
     Constant,
     Linear,
@@ -58,6 +59,13 @@ class Pulses(Section):
     """Also pulse when the policy's objective has been worse than this heuristic's (e.g. `random`)."""
     losing_evaluations: Count = 3
     """For how many evaluations in a row."""
+
+    @field_validator("losing_to")
+    @classmethod
+    def _known(cls, losing_to: str | None) -> str | None:
+        if losing_to is not None and losing_to not in HEURISTICS:
+            raise invalid(f"{losing_to!r} is no heuristic; {did_you_mean(losing_to, HEURISTICS)}")
+        return losing_to
 
     @model_validator(mode="after")
     def _fits(self) -> "Pulses":

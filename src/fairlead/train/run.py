@@ -15,7 +15,7 @@ from fairlead.train.teachers import Teacher, make_teacher
 from fairlead.train.tracking import Progress
 from fairlead.train.trainer import Judgement, TrainResult
 from fairlead.train.validation import Validations
-from fairlead.workload.scenario import Scenario, check_load
+from fairlead.workload.scenario import Scenario
 
 OnProgress = Callable[[str, float, float], None]
 """Called with (what is being done, done, total)."""
@@ -126,6 +126,8 @@ def train(
         extra_files={SCENARIOS_FILE: scenarios_text(scenarios)},
         heuristics=tuple(HEURISTICS),
     )
+    if result.ended_early:
+        say(f"training ended early: {result.ended_early}; --start-from {result.policy} goes on in a new run")
     if config.start_from is not None:
         say(_gained(result))
     elif judge.beat_heuristics_after_s is None and not resume:
@@ -197,8 +199,6 @@ def _check_curriculum(config: TrainConfig, by_size: dict[int, list[Scenario]]) -
         FairleadError: if one does not.
     """
     for stage in config.environment.curriculum:
-        for bound in stage.load or ():
-            check_load(bound)
         if stage.scenarios is None:
             continue
         known = {s.name for those in by_size.values() for s in those}

@@ -19,6 +19,7 @@ from fairlead.policy.network import NetworkRouter, RouterNetwork
 from fairlead.train import checkpoint, imitation, logs, ppo
 from fairlead.train.config import ImitationConfig, TrainConfig
 from fairlead.train.curriculum import Setting, setting_at
+from fairlead.train.demonstrations import Examples
 from fairlead.train.device import check_device
 from fairlead.train.failure import NotFinite, dump
 from fairlead.train.ppo import Part
@@ -79,7 +80,7 @@ class TrainResult:
     history: list[dict[str, float]]
     """Held-out evaluations: iteration, decisions, seconds, objective."""
     ended_early: str = ""
-    """Why an environment gave no more, if it did."""
+    """Why training ended before all iterations were done, if it did."""
 
 
 @dataclass
@@ -98,6 +99,10 @@ class Run:
         """Write the checkpoint."""
         with state.profiler.phase("checkpoint"):
             checkpoint.save(self.directory / "checkpoint.pt", contents(state, self.features), self.config)
+
+    def out_of_time(self, state: TrainState) -> bool:
+        """Whether `minutes` are over, those of earlier sessions included."""
+        return self.config.minutes is not None and state.seconds > 60 * self.config.minutes
 
     def judge(self, state: TrainState) -> Judgement:
         """Evaluate the network as it is and keep it if that is wanted; NaN without an evaluation."""
@@ -183,13 +188,17 @@ def train(
             state = _begin(run, resume)
             if config.start_from is not None and state.best is None:
                 run.judge(state)  # what it has to become better than
-            if config.imitation is not None and state.imitation_round < config.imitation.rounds:
+            imitating = config.imitation is not None and state.imitation_round < config.imitation.rounds
+            if config.imitation is not None and imitating and not run.out_of_time(state):
                 envs = _listed((make_imitation_env or make_env)())
                 _imitate(run, state, config.imitation, envs, teacher or lookahead())
             try:
-                _improve(run, state, _listed(make_env()))
+                if not run.out_of_time(state):
+                    _improve(run, state, _listed(make_env()))
             except Enough as reason:
                 ended_early = str(reason)
+            if run.out_of_time(state) and state.iteration < config.ppo.total_iterations:
+                ended_early = ended_early or f"its {config.minutes:g} minutes are over"
         except KeyboardInterrupt:
             raise TrainingInterrupted(
                 f"interrupted; the run can be resumed from {directory / 'checkpoint.pt'}"
@@ -230,11 +239,16 @@ def _explained(error: NotFinite, run: Run, state: TrainState | None) -> Fairlead
 
 
 def check_free(directory: Path) -> None:
-    """Refuse a directory that holds anything.
+    """Refuse a directory that holds anything, or that cannot be.
 
     Raises:
-        FairleadError: if it is not new or empty.
+        FairleadError: if it is not new or empty, or would lie below a file.
     """
+    above = next(parent for parent in directory.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise FairleadError(
+            f"{above} is a file, so that there can be no {directory}: choose another directory"
+        )
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise FairleadError(f"{directory} is not empty; resume the run in it or choose another directory")
 
@@ -246,7 +260,10 @@ def _begin(run: Run, resume: bool) -> TrainState:
         return restore(saved, run.config, run.features)
     check_free(run.directory)
     state = fresh(run.config, run.features)
-    run.directory.mkdir(parents=True, exist_ok=True)
+    try:
+        run.directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FairleadError(f"cannot make the directory {run.directory}: {error.strerror}") from None
     (run.directory / "config.json").write_text(run.config.model_dump_json(indent=2) + "\n")
     for name, text in run.extra_files.items():
         (run.directory / name).write_text(text, encoding="utf-8")
@@ -318,14 +335,16 @@ def _imitate(run: Run, state: TrainState, config: ImitationConfig, envs: list[En
             }
             tracker.write(row)
             run.on_progress(Progress("imitation", 1000 * state.imitation_round, 1000 * config.rounds, row))
-        last = state.imitation_round == config.rounds
-        if last or state.imitation_round % config.evaluate_every == 0:
+        last, out_of_time = state.imitation_round == config.rounds, run.out_of_time(state)
+        if last or out_of_time or state.imitation_round % config.evaluate_every == 0:
             run.judge(state)
         if last:
             if run.config.ppo.cloning.range[1] == 0:
                 state.demonstrations = []
             state.optimiser = ppo.make_optimiser(state.network)
         run.save(state)
+        if out_of_time:
+            return
 
 
 def _improve(run: Run, state: TrainState, envs: list[Env]) -> None:
@@ -385,7 +404,7 @@ def _improve(run: Run, state: TrainState, envs: list[Env]) -> None:
             state.decisions += routed
             elapsed = time.perf_counter() - started
             state.seconds = seconds + elapsed
-            out_of_time = config.minutes is not None and state.seconds > 60 * config.minutes
+            out_of_time = run.out_of_time(state)
             last = state.iteration == total or out_of_time
             due = state.iteration % config.evaluate_every == 0 or last
             judgement = run.judge(state) if due and knobs.train_actor else Judgement(float("nan"))
@@ -426,7 +445,7 @@ def _improve(run: Run, state: TrainState, envs: list[Env]) -> None:
                     f"training became unstable in iteration {number} ({signs}); the last checkpoint is in "
                     f"{run.directory}"
                 )
-            if out_of_time:
+            if run.out_of_time(state):  # an evaluation takes time too
                 return
 
 
@@ -471,11 +490,8 @@ def _reference(run: Run, state: TrainState) -> RouterNetwork | None:
     return network.requires_grad_(False)
 
 
-def _cloning(run: Run, state: TrainState) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _cloning(run: Run, state: TrainState) -> list[Examples]:
     """The demonstrations that PPO goes on imitating."""
     if run.config.ppo.cloning.range[1] == 0 or run.config.imitation is None:
         return []
-    examples = [
-        imitation.examples_of(each, run.config.imitation, recurrent=False) for each in state.demonstrations
-    ]
-    return [(each.observations, each.labels) for each in examples]
+    return imitation.examples_of(state.demonstrations, run.config.imitation, recurrent=False)

@@ -1,7 +1,8 @@
 """Held-out evaluation during training: how a policy does against the best simple heuristic.
 
 Every scenario is run at several loads and several points on the dial, on arrivals of the `validate`
-split, which neither training nor the final evaluation sees. For each of these settings the policy's
+split, which neither training nor the final evaluation sees (of a recorded trace, training replays the same
+rows, and only the final evaluation has its own). For each of these settings the policy's
 objective (`fairlead.view.preference`) is divided by that of the best heuristic there (`lookahead` aside);
 the mean of these ratios is what the best checkpoint is chosen by. Below 1 the policy wins.
 """

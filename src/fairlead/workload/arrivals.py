@@ -14,7 +14,7 @@ from fairlead.errors import FairleadError
 from fairlead.rng import stream
 from fairlead.section import FileBeside, Section
 from fairlead.workload.modulated import Diurnal, FlashCrowd, MarkovModulated, Times, unit_poisson
-from fairlead.workload.traces import read_trace, window
+from fairlead.workload.traces import Recording, TrainShare, read_trace, window
 
 
 class Poisson(Section):
@@ -54,14 +54,14 @@ class Deterministic(Section):
 class Replay(Section):
     """The arrival times of a trace, stretched so that their mean rate is the one asked for.
 
-    Training replays the first part of the trace and evaluation the rest, so that no arrival is seen
-    in both; the seed picks where in its part a run begins.
+    Training and validation replay the first part of the trace and evaluation the rest, so that no arrival is
+    seen in both; the seed picks which rows of its part a run replays (`traces.window`).
     """
 
     kind: Literal["replay"] = "replay"
     path: FileBeside
     """CSV in the Azure or Vidur format, relative to the scenario file."""
-    train_share: float = Field(default=0.5, ge=0, lt=1)
+    train_share: TrainShare = 0.5
     """Share of the rows, from the start, that belongs to training."""
 
     def times(self, count: int, rate: float, seed: int, split: str) -> Times:
@@ -81,6 +81,10 @@ class Replay(Section):
                 )
             gaps[1:] = np.diff(times[rows]) * ((count - 1) / span)
         return np.cumsum(gaps) / rate
+
+    def recording(self, count: int) -> Recording:
+        """What `count` arrivals are taken from; errors as `read_trace`."""
+        return Recording(self.path, len(read_trace(self.path).arrival_s), self.train_share, count)
 
 
 Arrivals = Annotated[

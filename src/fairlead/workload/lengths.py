@@ -19,7 +19,7 @@ from scipy.special import ndtr
 from fairlead.rng import stream, word
 from fairlead.section import FileBeside, Section, beside_file, invalid
 from fairlead.workload.tables import load_table
-from fairlead.workload.traces import Lengths, read_lengths, window
+from fairlead.workload.traces import Lengths, TrainShare, part_of, read_lengths, window
 
 Tokens = Annotated[int, Field(ge=1, le=10_000_000)]
 RankCorrelation = Annotated[float, Field(ge=-1, le=1)]
@@ -183,15 +183,17 @@ class Fixed(Section):
 
 
 class Trace(Section):
-    """The lengths of a trace, in its order: training takes the first part, evaluation the rest.
+    """The lengths of a trace, in its order: training and validation take the first part, evaluation the rest.
 
-    With arrivals of kind `replay` from the same file, each request keeps its own arrival time.
+    With arrivals of kind `replay` from the same file, each request keeps its own arrival time. With arrivals
+    that are drawn, runs may have lengths in common where they need more than the trace has: intervals then
+    speak of this trace's lengths, not of others like them.
     """
 
     kind: Literal["trace"] = "trace"
     path: FileBeside
     """CSV in the Azure or Vidur format (times not needed), relative to the scenario file."""
-    train_share: float = Field(default=0.5, ge=0, lt=1)
+    train_share: TrainShare = 0.5
     """Share of the rows, from the start, that belongs to training."""
 
     def draw(self, count: int, seed: int, split: str) -> Lengths:
@@ -259,11 +261,16 @@ LengthModel = Annotated[
 ]
 
 
+def traces_in(lengths: LengthModel | None) -> list[Trace]:
+    """The traces that lengths are taken from, those of a mixture's parts among them."""
+    each = [part.lengths for part in lengths.parts] if isinstance(lengths, Mixture) else [lengths]
+    return [one for one in each if isinstance(one, Trace)]
+
+
 def rows_for_training(lengths: LengthModel) -> int | None:
     """How many requests the training split can draw; None where nothing limits it."""
-    if isinstance(lengths, Mixture):
-        limits = [rows_for_training(part.lengths) for part in lengths.parts]
-        return min((limit for limit in limits if limit is not None), default=None)
-    if isinstance(lengths, Trace):
-        return int(len(read_lengths(lengths.path).prompt_tokens) * lengths.train_share)
-    return None
+    limits = [
+        len(part_of(len(read_lengths(trace.path).prompt_tokens), trace.train_share, "train"))
+        for trace in traces_in(lengths)
+    ]
+    return min(limits, default=None)

@@ -11,13 +11,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
 
 from fairlead.errors import FairleadError
 from fairlead.section import FileBeside, Section
 from fairlead.workload.content import Content, chains, full_blocks
 from fairlead.workload.requests import Requests
-from fairlead.workload.traces import version, window
+from fairlead.workload.traces import MOST_TOKENS, Recording, TrainShare, part_of, version, window
 
 HASH_BLOCK = 512
 """Tokens that one of the trace's hash ids stands for."""
@@ -39,14 +38,14 @@ class Rows(NamedTuple):
 class MooncakeTrace(Section):
     """The requests of a trace in the Mooncake format, stretched so that their mean rate is the one asked for.
 
-    Training takes the first part of the trace and evaluation the rest; the seed picks where in its part a
-    run begins.
+    Training and validation take the first part of the trace and evaluation the rest; the seed picks which
+    lines of its part a run replays (`traces.window`).
     """
 
     kind: Literal["mooncake"] = "mooncake"
     path: FileBeside
     """JSON lines, relative to the scenario file."""
-    train_share: float = Field(default=0.5, ge=0, lt=1)
+    train_share: TrainShare = 0.5
     """Share of the lines, from the start, that belongs to training."""
 
     def requests(
@@ -72,7 +71,11 @@ class MooncakeTrace(Section):
 
     def rows_for_training(self) -> int:
         """How many lines belong to training."""
-        return round(len(read_mooncake(self.path).time_s) * self.train_share)
+        return len(part_of(len(read_mooncake(self.path).time_s), self.train_share, "train"))
+
+    def recording(self, count: int) -> Recording:
+        """What `count` requests are taken from; errors as `read_mooncake`."""
+        return Recording(self.path, len(read_mooncake(self.path).time_s), self.train_share, count)
 
 
 def _content(rows: Rows, part: slice, outputs: npt.NDArray[np.int64], block_size: int) -> Content:
@@ -158,8 +161,10 @@ def _parse(line: str, where: str) -> dict[str, Any]:
     if not isinstance(time, int | float) or isinstance(time, bool) or not 0 <= time < 1e15:
         raise FairleadError(f"{where}: timestamp = {time!r} is not a number of milliseconds from 0 up")
     for key in ("input_length", "output_length"):
-        if not isinstance(row[key], int) or isinstance(row[key], bool) or not 1 <= row[key] <= 10_000_000:
-            raise FairleadError(f"{where}: {key} = {row[key]!r} is not a whole number of at least 1 token")
+        if not isinstance(row[key], int) or isinstance(row[key], bool) or not 1 <= row[key] <= MOST_TOKENS:
+            raise FairleadError(
+                f"{where}: {key} = {row[key]!r} is not a whole number of tokens, from 1 to {MOST_TOKENS:,}"
+            )
     ids = row["hash_ids"]
     if not isinstance(ids, list) or any(not isinstance(i, int) or isinstance(i, bool) or i < 0 for i in ids):
         raise FairleadError(f"{where}: hash_ids is not a list of whole numbers from 0 up")

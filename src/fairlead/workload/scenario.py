@@ -6,7 +6,7 @@ a name is. The docstring under each key is its help text.
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -15,19 +15,21 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 import yaml
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from fairlead import rng
 from fairlead.errors import FairleadError
+from fairlead.loader import load_yaml
 from fairlead.section import Section, did_you_mean, first_problem, invalid
-from fairlead.workload.arrivals import Arrivals
+from fairlead.workload.arrivals import Arrivals, Replay
 from fairlead.workload.faults import Fault, check_rules, plan
-from fairlead.workload.lengths import LengthModel, rows_for_training
+from fairlead.workload.lengths import LengthModel, rows_for_training, traces_in
 from fairlead.workload.mooncake import MooncakeTrace
 from fairlead.workload.requests import Requests
 from fairlead.workload.sessions import Sessions
 from fairlead.workload.tables import table_text
 from fairlead.workload.timing import TIMING_FILES, TimingSection
+from fairlead.workload.traces import Lengths, Recording, part_of, window
 
 SUITE_PREFIX = "suite/"
 """In front of the name of a suite (`suites.py`)."""
@@ -127,7 +129,21 @@ class Workload(Section):
             raise invalid(f"{missing} is missing: {parts[0]} alone do not make requests")
         if not whole and not parts:
             raise invalid("is empty: give arrivals with lengths, or sessions, or a trace")
+        self._check_shares()
         return self
+
+    def _check_shares(self) -> None:
+        """Refuse times and lengths of one trace that are parted at different rows."""
+        arrivals = self.sessions.starts if self.sessions is not None else self.arrivals
+        lengths = self.sessions.lengths if self.sessions is not None else self.lengths
+        if not isinstance(arrivals, Replay):
+            return
+        for each in traces_in(lengths):
+            if each.path == arrivals.path and each.train_share != arrivals.train_share:
+                raise invalid(
+                    f"the times of {arrivals.path.name} have train_share {arrivals.train_share:g}, its "
+                    f"lengths {each.train_share:g}: give both the same, so that they are of the same rows"
+                )
 
     def requests(self, count: int, rate: float, seed: int, split: str, block_size: int | None) -> Requests:
         """`count` requests at `rate` requests/s, checked by `generate`.
@@ -138,17 +154,37 @@ class Workload(Section):
         if whole is not None:
             return whole.requests(count, rate, seed, split, self.max_tokens, block_size)
         assert self.arrivals is not None
+        lengths = self.drawn_lengths(count, seed, split)
+        return Requests(self.arrivals.times(count, rate, seed, split), *lengths)
+
+    def drawn_lengths(self, count: int, seed: int, split: str) -> Lengths:
+        """The lengths of `count` requests, of a workload of arrivals and lengths; arrivals do not matter."""
         assert self.lengths is not None
         prompt_tokens, output_tokens = self.lengths.draw(count, seed, split)
         if self.max_tokens is not None:
             output_tokens = np.minimum(output_tokens, self.max_tokens)
-        return Requests(self.arrivals.times(count, rate, seed, split), prompt_tokens, output_tokens)
+        return Lengths(prompt_tokens, output_tokens)
 
     def rows_for_training(self) -> int | None:
         """How many requests the training split can draw; None where nothing limits it."""
         if self.trace is not None:
             return self.trace.rows_for_training()
         return None if self.lengths is None else rows_for_training(self.lengths)
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether arrivals or lengths are from a trace, of which training and validation share a part."""
+        lengths = self.lengths if self.sessions is None else self.sessions.lengths
+        starts = self.arrivals if self.sessions is None else self.sessions.starts
+        return self.trace is not None or isinstance(starts, Replay) or bool(traces_in(lengths))
+
+    def recording(self, count: int, rate: float) -> Recording | None:
+        """The trace that the arrivals of `count` requests at `rate` requests/s come from, if they do."""
+        if self.trace is not None:
+            return self.trace.recording(count)
+        if self.sessions is not None:
+            return self.sessions.recording(count, rate, self.max_tokens)
+        return self.arrivals.recording(count) if isinstance(self.arrivals, Replay) else None
 
 
 class ViewOptions(Section):
@@ -160,7 +196,7 @@ class ViewOptions(Section):
     """Whether each replica's speed is declared to the routers; if not, all are like the fastest at first."""
     prefix_memory_blocks: int | None = Field(default=None, ge=0)
     """KV blocks of prompts and answers that a router remembers per replica; default: as many as it has,
-    shared evenly among the routers."""
+    shared evenly among the routers. Only where the engine caches prefixes."""
     prompt_estimate_error: float = Field(default=0.0, ge=0, lt=1)
     """0.3: the router's token counts of prompts are off by a factor drawn evenly from 0.7 to 1.3."""
 
@@ -199,9 +235,26 @@ class Scenario(Section):
     view: ViewOptions = ViewOptions()
     slo: SLO = SLO()
 
+    @field_validator("loads")
+    @classmethod
+    def _check_loads(cls, loads: tuple[float, ...]) -> tuple[float, ...]:
+        twice = [load for position, load in enumerate(loads) if load in loads[:position]]
+        if twice:
+            raise invalid(f"{twice[0]:g} is given twice: name each load once")
+        return loads
+
     @model_validator(mode="after")
     def _check_faults(self) -> Self:
         check_rules(self.faults, self.num_replicas)
+        return self
+
+    @model_validator(mode="after")
+    def _check_memory(self) -> Self:
+        if self.view.prefix_memory_blocks is not None and not self.engine.enable_prefix_caching:
+            raise invalid(
+                "view.prefix_memory_blocks: no prefix is cached here, so that routers have none to remember; "
+                "leave it out, or set engine.enable_prefix_caching"
+            )
         return self
 
     @property
@@ -295,22 +348,9 @@ def load_scenario(name_or_file: str | Path) -> Scenario:
     return _validate(_parse(content, text), text, path.resolve().parent, name=path.stem)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, which would silently keep the last of two equal keys: here they are an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for position, key in enumerate(keys):
-            if key in keys[:position]:
-                mark = node.value[position][0].start_mark
-                raise yaml.MarkedYAMLError(problem=f"the key {key} is given twice", problem_mark=mark)
-        return super().construct_mapping(node, deep)
-
-
 def _parse(text: str, where: str) -> dict[str, Any]:
     try:
-        # A subclass of SafeLoader: builds plain values only.
-        content = yaml.load(text, Loader=_Loader)
+        content = load_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}:" if mark else ""
@@ -372,6 +412,49 @@ def generate(scenario: Scenario, *, requests: int, rate: float, seed: int, split
         until_s = float(drawn.arrival_s[-1])
         extra["faults"] = plan(scenario.faults, scenario.num_replicas, until_s, seed, split)
     return replace(drawn, **extra)
+
+
+def check_runs(
+    scenario: Scenario, *, requests: int, rate: float, seeds: Sequence[int], split: str = "evaluate"
+) -> None:
+    """Refuse runs of which some would replay the same recorded arrivals: they are not independent.
+
+    Lengths alone may be recorded: runs then differ by their arrivals, and intervals speak of that trace's
+    lengths. Where the starts of sessions are recorded, what is counted is sessions, whose number rises with
+    the rate.
+
+    Args:
+        scenario: whose workload it is.
+        requests: in each run.
+        rate: mean arrivals per second; of several, the highest.
+        seeds: one run each.
+        split: whose rows are replayed.
+
+    Raises:
+        FairleadError: if there are more seeds than disjoint windows of the trace, seeds that share one, or a
+            trace that is bad or too short.
+    """
+    recording = scenario.workload.recording(requests, rate)
+    if recording is None or not seeds:
+        return
+    path, rows, train_share, needed = recording
+    window(rows, needed, train_share, seeds[0], split, path)  # refuses a trace that is too short for one run
+    available, wanted = len(part_of(rows, train_share, split)), len(seeds)
+    purpose = {"train": "training", "validate": "training and validation", "evaluate": "evaluation"}[split]
+    windows = available // needed
+    if wanted > windows:
+        each = f"{requests:,} requests" + ("" if needed == requests else f" ({needed:,} sessions)")
+        fewer = f"{available // wanted} requests each" if needed == requests else "fewer requests"
+        raise FairleadError(
+            f"{scenario.name}: {wanted} runs of {each} need {wanted * needed:,} recorded arrivals, and "
+            f"{available:,} are for {purpose}: ask for at most {windows} seed{'s' * (windows > 1)}, or "
+            f"{fewer}; runs that share arrivals are not independent"
+        )
+    if len({seed % windows for seed in seeds}) < wanted:
+        raise FairleadError(
+            f"{scenario.name}: {available:,} recorded arrivals for {purpose} make {windows} runs, and of the "
+            f"seeds {', '.join(map(str, seeds))} some replay the same one: give consecutive seeds"
+        )
 
 
 def _routers(drawn: Requests, routers: int, seed: int, split: str) -> npt.NDArray[np.int64]:

@@ -16,10 +16,11 @@ from pydantic import Field, model_validator
 from fairlead.errors import FairleadError
 from fairlead.rng import stream
 from fairlead.section import Section, invalid
-from fairlead.workload.arrivals import Arrivals, Poisson
+from fairlead.workload.arrivals import Arrivals, Poisson, Replay
 from fairlead.workload.content import Content, chains, full_blocks
 from fairlead.workload.lengths import LengthModel, Tokens
 from fairlead.workload.requests import Requests
+from fairlead.workload.traces import Recording
 
 CALIBRATION_SESSIONS = 4096
 """Sessions that tell how many requests a session makes and how long the longest lasts, for all runs alike."""
@@ -161,7 +162,7 @@ class Sessions(Section):
         """
         per_session, longest_s = _calibrate(self, max_tokens)
         session_rate = rate / per_session
-        sessions = int(1.2 * (count / per_session + session_rate * longest_s)) + 16
+        sessions = self._enough(count, rate, max_tokens)
         while True:
             drawn = self._draw(sessions, seed, split, max_tokens)
             starts = self.starts.times(sessions, session_rate, seed, split) - longest_s
@@ -180,6 +181,17 @@ class Sessions(Section):
             session=turns.session + 1,
             content=None if block_size is None else self._content(turns, block_size),
         )
+
+    def _enough(self, count: int, rate: float, max_tokens: int | None) -> int:
+        """How many sessions make `count` requests, but for rare luck."""
+        per_session, longest_s = _calibrate(self, max_tokens)
+        return int(1.2 * (count / per_session + rate / per_session * longest_s)) + 16
+
+    def recording(self, count: int, rate: float, max_tokens: int | None) -> Recording | None:
+        """What the starts of `count` requests' sessions are taken from, if they are recorded."""
+        if not isinstance(self.starts, Replay):
+            return None
+        return self.starts.recording(self._enough(count, rate, max_tokens))
 
     def _draw(self, sessions: int, seed: int, split: str, max_tokens: int | None) -> _Drawn:
         """All turns of `sessions` sessions; more sessions only continue fewer ones."""

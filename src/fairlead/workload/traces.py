@@ -15,14 +15,18 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from fairlead.errors import FairleadError
 from fairlead.rng import stream
 from fairlead.workload.requests import Requests
+
+MOST_TOKENS = 10_000_000
+"""Of a prompt or an output; more is a mistake in the trace."""
 
 
 class Format(NamedTuple):
@@ -62,11 +66,25 @@ FORMATS = (
 )
 
 
+TrainShare = Annotated[float, Field(gt=0, lt=1)]
+"""Share of a trace's rows, from the start, that belongs to training and validation."""
+
+
 class Lengths(NamedTuple):
     """Prompt and output lengths of a trace, (N,) int64 each."""
 
     prompt_tokens: npt.NDArray[np.int64]
     output_tokens: npt.NDArray[np.int64]
+
+
+class Recording(NamedTuple):
+    """The trace that a workload's arrivals are taken from, and how much of it one run takes."""
+
+    path: Path
+    rows: int
+    train_share: float
+    needed: int
+    """Rows for one run."""
 
 
 def read_trace(path: Path | str) -> Requests:
@@ -77,7 +95,7 @@ def read_trace(path: Path | str) -> Requests:
 
     Raises:
         FairleadError: naming the row, for a missing column or cell, a value that is negative, not finite
-            or not a whole number of at least one token, and for times that are not sorted.
+            or not a whole number of tokens from 1 to `MOST_TOKENS`, and for times that are not sorted.
     """
     arrival_s, lengths = _read(*version(path), True)
     return Requests(arrival_s, lengths.prompt_tokens, lengths.output_tokens)
@@ -92,23 +110,36 @@ def read_lengths(path: Path | str) -> Lengths:
     return _read(*version(path), False)[1]
 
 
-def window(rows: int, count: int, train_share: float, seed: int, split: str, path: Path) -> slice:
-    """Which `count` consecutive rows of a trace one run replays.
+def part_of(rows: int, train_share: float, split: str) -> range:
+    """Which of a trace's `rows` rows belong to a split.
 
-    The first `train_share` of the rows belong to the splits "train" and "validate", the others to
-    "evaluate". Times and lengths of the same trace get the same window.
+    The first `train_share` of them are for "train" and "validate", the others for "evaluate".
+    """
+    boundary = round(rows * train_share)
+    return range(boundary, rows) if split == "evaluate" else range(boundary)
+
+
+def window(rows: int, count: int, train_share: float, seed: int, split: str, path: Path) -> slice:
+    """Which `count` consecutive rows of a trace one run replays. Times and lengths get the same window.
+
+    Training begins anywhere in its part. The parts of "validate" and "evaluate" are cut into as many disjoint
+    windows as they have room for, and seed s gets number s modulo how many there are: consecutive seeds have
+    no row in common as long as there are no more of them than windows (`check_runs` sees to that).
 
     Raises:
         FairleadError: if the split has fewer rows than asked for.
     """
-    boundary = round(rows * train_share)
-    first, last = (boundary, rows) if split == "evaluate" else (0, boundary)
-    if count > last - first:
+    part = part_of(rows, train_share, split)
+    if count > len(part):
         raise FairleadError(
-            f"{path}: {count} requests asked for, but the trace has {rows} rows, of which {last - first} for "
-            f"{split} (train_share {train_share:g}); ask for at most {last - first} or bring a longer trace"
+            f"{path}: {count} requests asked for, but the trace has {rows} rows, of which {len(part)} for "
+            f"{split} (train_share {train_share:g}); ask for at most {len(part)} or bring a longer trace"
         )
-    start = int(stream(seed, split, "trace window").integers(first, last - count + 1))
+    if split == "train":
+        offset = int(stream(seed, split, "trace window").integers(len(part) - count + 1))
+    else:
+        offset = count * (seed % (len(part) // count))
+    start = part.start + offset
     return slice(start, start + count)
 
 
@@ -197,4 +228,8 @@ def _tokens(cell: str, where: str) -> int:
         raise FairleadError(f"{where} = {cell!r} is not a finite whole number; correct or delete the row")
     if number < 1:
         raise FairleadError(f"{where} = {cell!r} must be at least 1 token; correct or delete the row")
+    if number > MOST_TOKENS:
+        raise FairleadError(
+            f"{where} = {cell!r} must be at most {MOST_TOKENS:,} tokens; correct or delete the row"
+        )
     return int(number)
