@@ -35,6 +35,18 @@ def plan(tmp_path: Path, **more) -> Plan:
     return check(Plan(**{**content, **more}), [SMALL])
 
 
+def test_more_seeds_than_a_recorded_trace_has_runs_for_are_refused_before_any_is_run(tmp_path):
+    log = tmp_path / "log.csv"
+    rows = [f"{i},9,5" for i in range(200)]
+    log.write_text("\n".join(["arrived_at,num_prefill_tokens,num_decode_tokens", *rows]))
+    replayed = {"arrivals": {"kind": "replay", "path": log}, "lengths": {"kind": "trace", "path": log}}
+    chosen = plan(tmp_path)
+    with pytest.raises(
+        FairleadError, match="2 runs of 60 requests need 120 recorded arrivals, and 100 are for"
+    ):
+        check(chosen, [SMALL, SMALL.replace(name="log", workload=replayed)])
+
+
 def test_every_router_is_run_once_and_kept(tmp_path):
     ran: list[str] = []
     chosen = plan(tmp_path)

@@ -23,10 +23,11 @@ from fairlead.files import write_text
 from fairlead.policy.catalogue import Entry, find_router
 from fairlead.policy.heuristics import HEURISTICS, Lookahead
 from fairlead.policy.packaged import policy_path
+from fairlead.simulator.capacity import capacity_rps
 from fairlead.simulator.metrics import METRICS as ALL_METRICS
 from fairlead.simulator.metrics import summarise
 from fairlead.view.preference import DEFAULT_FAVOR
-from fairlead.workload.scenario import Scenario
+from fairlead.workload.scenario import Scenario, check_runs
 
 REPLICAS_PER_RUN = 4
 """Larger clusters serve more requests in a run, in proportion: they take longer to fill."""
@@ -72,7 +73,8 @@ def check(plan: Plan, scenarios: Sequence[Scenario]) -> Plan:
     """The plan with the default dial among its settings, checked before anything runs.
 
     Raises:
-        FairleadError: for fewer than two seeds, and for policies or dials that cannot be used.
+        FairleadError: for fewer than two seeds or more than a recorded trace has runs for, and for policies
+            or dials that cannot be used.
     """
     if len(plan.seeds) < 2:
         raise FairleadError("intervals need at least 2 evaluation seeds: --seeds 2 or more")
@@ -83,6 +85,10 @@ def check(plan: Plan, scenarios: Sequence[Scenario]) -> Plan:
     for policy in {policy for scenario in scenarios for policy in plan.policies_of(scenario)}:
         for dial in dials:
             find_router(f"{policy}@{dial:g}")
+    for scenario in scenarios:
+        if scenario.workload.is_recorded:
+            rate = max(plan.loads or scenario.loads) * capacity_rps(scenario)
+            check_runs(scenario, requests=plan.requests_in(scenario), rate=rate, seeds=plan.seeds)
     return Plan(**{**vars(plan), "dials": dials})
 
 
