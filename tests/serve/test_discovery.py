@@ -183,3 +183,23 @@ def test_a_name_that_cannot_be_one_is_told_and_looked_up_again(names, capsys):
 
     run(scene)
     assert "label empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("changes", [{}, {"max_in_flight": 9}], ids=["as it was", "changed"])
+def test_one_that_was_found_and_is_listed_now_stays(names, changes):
+    """Whether or not the name still has its address, and though the old one has something to finish."""
+
+    async def scene(gateway, look):
+        names.addresses = ["10.0.0.1"]
+        await look()
+        found = gateway.backends[0]
+        found.in_flight = 1
+        listed = {**found.settings.model_dump(mode="json", exclude_unset=True), **changes}
+        gateway.reload(settings(backends=[{**listed, "name": found.name}]))
+        for addresses in (["10.0.0.1"], []):
+            names.addresses = addresses
+            await look()
+            up = [backend for backend in gateway.backends if backend.up]
+            assert [(backend.name, backend.discovered) for backend in up] == [("10.0.0.1:8000", False)]
+
+    run(scene)

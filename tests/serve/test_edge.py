@@ -454,3 +454,39 @@ def test_an_error_never_stands_in_the_middle_of_an_answer(play, wrong):
         scrape={"interval": None},
         clean=False,
     )
+
+
+def test_a_refusal_is_given_once(play, prompt):
+    """It is given before a large or chunked body has come; here that has come already, behind another."""
+
+    async def scene(world):
+        world.backends[0].gate = asyncio.Event()
+        client = await world.client()
+        client.request(body=prompt, headers={"Authorization": "Bearer secret"})
+        await world.until(lambda: len(world.backends[0].requests) == 1)
+        client.send(GOOD + b"Transfer-Encoding: chunked\r\n\r\n" + CHUNKS)
+        await asyncio.sleep(0.05)
+        world.backends[0].gate.set()
+        assert [(await client.answer()).status for _ in range(2)] == [200, 401]
+        client.request(body=prompt, headers={"Authorization": "Bearer secret"})
+        assert (await client.answer()).status == 200
+
+    play(scene, backends=1, api_keys=["secret"])
+
+
+def test_a_client_that_has_left_without_reading_is_not_waited_for_forever(play, prompt):
+    async def scene(world):
+        async def large(backend, client, asked):
+            backend.plain(client, 200, b"x" * 3_000_000)
+            return True
+
+        world.backends[0].behave = large
+        client = unread(world.port)
+        body = json.dumps(prompt).encode()
+        client.send(GOOD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        await world.until(lambda: any(each._stuffed for each in world.gateway.connections))
+        client.shutdown(socket.SHUT_WR)
+        await world.until(lambda: not world.gateway.connections, "the end")
+        client.close()
+
+    play(scene, backends=1, timeouts={"idle": 0.4}, clean=False)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from fairlead.serve.settings import BackendSettings
+from fairlead.serve.upstream import UpstreamConnection
 from fairlead.view import schema
 
 
@@ -623,3 +624,59 @@ def test_models_that_are_no_text_do_not_end_the_health_checks(play):
         await world.until(lambda: backend.state == "unhealthy", "the next checks")
 
     play(scene, backends=1)
+
+
+def test_a_backend_that_was_held_up_has_its_time_afterwards(play, prompt):
+    """A client that reads on at last: the silence before was its own."""
+
+    async def scene(world):
+        reached, go_on = asyncio.Event(), asyncio.Event()
+
+        async def in_two_parts(backend, client, asked):
+            backend.begin_stream(client)
+            backend.event(client, {"choices": [{"text": "a"}]})
+            reached.set()
+            await go_on.wait()
+            await asyncio.sleep(0.3)
+            backend.event(client, "[DONE]")
+            client.send(b"0\r\n\r\n")
+            return True
+
+        world.backends[0].behave = in_two_parts
+        client = await world.client()
+        client.request(body=prompt | {"stream": True})
+        await client.head()
+        await client.chunk()
+        (exchange,) = world.gateway.exchanges
+        exchange.client_slow(True)
+        await asyncio.sleep(0.3)
+        exchange.client_slow(False)
+        go_on.set()
+        while await client.chunk():
+            pass
+        assert not world.gateway.backends[0].errors
+
+    play(scene, backends=1, timeouts={"idle": 0.5})
+
+
+def test_a_connection_that_comes_about_as_it_is_given_up_is_closed(play, monkeypatch):
+    async def scene(world):
+        pool = world.gateway.backends[0].pool
+        before = set(pool.connections)
+
+        class Caller:
+            head_only = False
+
+        made = UpstreamConnection.connection_made
+
+        def give_up_then(self, transport):
+            made(self, transport)
+            task.cancel()
+
+        monkeypatch.setattr(UpstreamConnection, "connection_made", give_up_then)
+        task = pool.connect(Caller(), fresh=True)
+        await asyncio.wait({task})
+        assert task.cancelled()
+        await world.until(lambda: set(pool.connections) <= before)
+
+    play(scene, backends=1, health={"interval": 100}, scrape={"interval": None})

@@ -94,3 +94,23 @@ def test_events_that_nobody_can_read_are_no_error(monkeypatch, error):
 
     monkeypatch.setattr("sys.stderr", Full())
     EventLog()("draining", in_flight=1)
+
+
+def test_a_rotation_that_failed_half_way_is_made_up_for(tmp_path, monkeypatch):
+    """The file was renamed, and a new one could not be opened: the next rotation begins one."""
+    path, full, opened = tmp_path / "log.jsonl", [True], os.open
+    log = JsonLines(path, max_bytes=16, events=Events())
+
+    def open_(*args):
+        if full[0]:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return opened(*args)
+
+    monkeypatch.setattr("os.open", open_)
+    for n in range(8):
+        full[0] = n < 4
+        log.write({"n": n})
+        log.flush()
+    log.close()
+    assert lines(tmp_path / "log.jsonl.1")[-1] == 7 or lines(path)[-1] == 7
+    assert path.exists() and log.lost == 0

@@ -60,13 +60,8 @@ class Plan:
         Raises:
             FairleadError: if there are.
         """
-        check_runs(
-            self.scenario,
-            requests=self.requests,
-            rate=max(self.rates.values()),
-            seeds=self.seeds,
-            split=self.split,
-        )
+        for rate in self.rates.values():
+            check_runs(self.scenario, requests=self.requests, rate=rate, seeds=self.seeds, split=self.split)
 
     def arrivals(self, load: float, seed: int) -> Requests:
         """The requests of a run."""

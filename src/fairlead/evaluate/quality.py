@@ -87,8 +87,9 @@ def check(plan: Plan, scenarios: Sequence[Scenario]) -> Plan:
             find_router(f"{policy}@{dial:g}")
     for scenario in scenarios:
         if scenario.workload.is_recorded:
-            rate = max(plan.loads or scenario.loads) * capacity_rps(scenario)
-            check_runs(scenario, requests=plan.requests_in(scenario), rate=rate, seeds=plan.seeds)
+            for load in plan.loads or scenario.loads:
+                rate = load * capacity_rps(scenario)
+                check_runs(scenario, requests=plan.requests_in(scenario), rate=rate, seeds=plan.seeds)
     return Plan(**{**vars(plan), "dials": dials})
 
 

@@ -72,7 +72,9 @@ class Discovery:
     def follow(self, wanted: dict[str, BackendSettings]) -> None:
         """Take up the backends in `wanted` that are new; let go of those found before that are not in it."""
         gateway = self._gateway
-        self._found = {name: each for name, each in self._found.items() if each in gateway.backends}
+        self._found = {
+            name: each for name, each in self._found.items() if each in gateway.backends and each.discovered
+        }
         for name, backend in list(self._found.items()):
             if name not in wanted and not backend.leaving:
                 gateway.drain(backend, remove=True)

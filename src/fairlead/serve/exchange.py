@@ -181,6 +181,8 @@ class Exchange:
     def client_slow(self, slow: bool) -> None:
         """Let the backend wait while the client catches up."""
         self._held_up = slow
+        if not slow and self._relay is not None:  # from now on it is the backend's turn
+            self.deadline = monotonic() + self._gateway.timeouts.idle
         if self._upstream is not None:
             self._upstream.read(not slow)
 

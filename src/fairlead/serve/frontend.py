@@ -110,6 +110,10 @@ class ClientConnection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The client will send no more: it has left."""
         self._leave()
+        self._closing = True
+        if not self._lingering:  # what it was sent it may still read, for a while
+            self._lingering = True
+            self.deadline = monotonic() + self._application.timeouts.idle
         return False  # asyncio closes the transport
 
     def data_received(self, data: bytes) -> None:
@@ -338,7 +342,9 @@ class ClientConnection(asyncio.Protocol):
         request.says_again(known, length)
         self._queue.append(request)
         self.deadline = float("inf")
-        sink = request.sink = self._application.handle(request)
+        sink = self._handled(request)
+        if sink is None:
+            return
         if length and not self._closing:
             sink.body(body)
         if not self._closing and request.sink is not None:  # not answered already
@@ -421,8 +427,8 @@ class ClientConnection(asyncio.Protocol):
         self.deadline = monotonic() + self._application.timeouts.body
         if request.expects_continue and not request.complete and not request.parts and not request.old:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        sink = request.sink = self._application.handle(request)
-        if self._closing or request.sink is None:  # answered already
+        sink = self._handled(request)
+        if sink is None:
             return
         for part in request.parts:
             sink.body(part)
@@ -432,6 +438,14 @@ class ClientConnection(asyncio.Protocol):
         if request.complete and request.sink is not None:
             self.deadline = float("inf")
             sink.end()
+
+    def _handled(self, request: Request) -> Sink | None:
+        """Who answers the request whose turn it is; None: that has been done already."""
+        sink = request.sink = self._application.handle(request)
+        if self._closing or not self._queue or self._queue[0] is not request:
+            request.sink = None
+            return None
+        return sink
 
     def _reject(self, request: Request) -> None:
         assert request.refusal is not None

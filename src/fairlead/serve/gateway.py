@@ -177,11 +177,12 @@ class Gateway:
             FairleadError: as `add`; then `old` stays.
         """
         pool = pool or pool_for(settings, self.timeouts)
-        self.drain(old, remove=True)
         names = {backend.name for backend in self.backends}
         again = (f"{old.name} (replaced{f' {count}' if count else ''})" for count in range(len(names) + 1))
         old.name = next(name for name in again if name not in names)
-        return self.add(settings, discovered=old.discovered, pool=pool)
+        discovered, old.discovered = old.discovered, False
+        self.drain(old, remove=True)
+        return self.add(settings, discovered=discovered, pool=pool)
 
     def forget_drained(self, backend: Backend) -> None:
         """Let go of `backend` if it is to leave and has nothing in flight."""
@@ -221,10 +222,12 @@ class Gateway:
             old, pool = there.get(each.label), pools.get(each.label)
             if old is None:
                 self.add(each, pool=pool)
-            elif pool is not None:
-                self.replace(old, each, pool).discovered = False
+                continue
+            if pool is not None:
+                old = self.replace(old, each, pool)
             elif old.leaving:  # it is wanted again; what was drained by hand stays so
                 self.keep(old)
+            old.discovered = False
         self.released()
 
     # Requests.

@@ -102,7 +102,8 @@ class JsonLines:
         old = self._file
         assert old is not None
         try:
-            os.replace(path, path.with_name(path.name + ".1"))
+            with suppress(FileNotFoundError):  # renamed already, when it could not be begun again
+                os.replace(path, path.with_name(path.name + ".1"))
             self._open(path)
         except OSError as error:
             self._written = 0

@@ -53,6 +53,7 @@ class Server:
         self.monitor = Monitor(self.gateway)
         self.discovery = Discovery(self.gateway)
         self._reload = reload
+        self._began_with = settings
         self._tls = tls_context(settings.tls) if settings.tls is not None else None
         self._listeners: list[asyncio.Server] = []
         self._stopping = asyncio.Event()
@@ -132,7 +133,7 @@ class Server:
         The event names what waits for a restart.
         """
         assert self._reload is not None
-        events, before = self.gateway.events, self.gateway.settings
+        events = self.gateway.events
         try:
             settings = self._reload()
             if settings.tls is not None and self._tls is not None:
@@ -143,7 +144,7 @@ class Server:
             return
         if settings.tls is not None and self._tls is not None:
             self._tls.load_cert_chain(settings.tls.certificate, settings.tls.key)
-        later = [name for name in AT_START if getattr(settings, name) != getattr(before, name)]
+        later = [name for name in AT_START if getattr(settings, name) != getattr(self._began_with, name)]
         if (settings.tls is None) is not (self._tls is None):
             later.append("tls")
         self.monitor.follow()

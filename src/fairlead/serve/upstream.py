@@ -356,15 +356,20 @@ class Pool:
         return task
 
     async def _open(self, caller: Caller) -> None:
-        loop = asyncio.get_running_loop()
+        connection = UpstreamConnection(self)
         try:
             # The name is resolved anew for every connection: addresses may change.
-            opening = loop.create_connection(
-                lambda: UpstreamConnection(self), self.host, self.port, ssl=self._tls
+            opening = asyncio.get_running_loop().create_connection(
+                lambda: connection, self.host, self.port, ssl=self._tls
             )
-            async with asyncio.timeout(self.connect_timeout):
-                _, connection = await opening
+            try:
+                async with asyncio.timeout(self.connect_timeout):
+                    await opening
+            except asyncio.CancelledError:
+                self._unwanted(connection)
+                raise
         except TimeoutError:
+            self._unwanted(connection)
             caller.connect_failed("connecting took too long")
         except OSError as error:
             caller.connect_failed(f"no connection: {error.strerror or error}")
@@ -373,6 +378,11 @@ class Pool:
         else:
             connection.assign(caller)
             caller.connected(connection)
+
+    def _unwanted(self, connection: UpstreamConnection) -> None:
+        """Close a connection if it was made in the very moment in which it was given up."""
+        if connection in self.connections:
+            connection.drop()
 
     def give_back(self, connection: UpstreamConnection) -> None:
         """An answer is complete; the connection may be used again."""

@@ -338,6 +338,7 @@ def _imitate(run: Run, state: TrainState, config: ImitationConfig, envs: list[En
         last, out_of_time = state.imitation_round == config.rounds, run.out_of_time(state)
         if last or out_of_time or state.imitation_round % config.evaluate_every == 0:
             run.judge(state)
+            state.seconds = seconds + time.perf_counter() - started  # an evaluation takes time too
         if last:
             if run.config.ppo.cloning.range[1] == 0:
                 state.demonstrations = []
