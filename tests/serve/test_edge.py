@@ -345,6 +345,12 @@ def unread(port, window=4096):
     return client
 
 
+async def large(backend, client, asked):
+    """More than sockets hold."""
+    backend.plain(client, 200, b"x" * 3_000_000)
+    return True
+
+
 def test_a_client_that_does_not_read_is_cut_off_and_no_backend_blamed(play, prompt):
     async def scene(world):
         async def much(backend, client, asked):
@@ -373,10 +379,6 @@ def test_a_client_that_does_not_read_is_cut_off_and_no_backend_blamed(play, prom
 
 def test_the_end_of_an_answer_that_nobody_reads_is_not_waited_for_forever(play, prompt):
     async def scene(world):
-        async def large(backend, client, asked):
-            backend.plain(client, 200, b"x" * 3_000_000)
-            return True
-
         world.backends[0].behave = large
         client = unread(world.port)
         body = json.dumps(prompt).encode()
@@ -476,10 +478,6 @@ def test_a_refusal_is_given_once(play, prompt):
 
 def test_a_client_that_has_left_without_reading_is_not_waited_for_forever(play, prompt):
     async def scene(world):
-        async def large(backend, client, asked):
-            backend.plain(client, 200, b"x" * 3_000_000)
-            return True
-
         world.backends[0].behave = large
         client = unread(world.port)
         body = json.dumps(prompt).encode()

@@ -362,12 +362,11 @@ class Pool:
             opening = asyncio.get_running_loop().create_connection(
                 lambda: connection, self.host, self.port, ssl=self._tls
             )
-            try:
-                async with asyncio.timeout(self.connect_timeout):
-                    await opening
-            except asyncio.CancelledError:
-                self._unwanted(connection)
-                raise
+            async with asyncio.timeout(self.connect_timeout):
+                await opening
+        except asyncio.CancelledError:
+            self._unwanted(connection)
+            raise
         except TimeoutError:
             self._unwanted(connection)
             caller.connect_failed("connecting took too long")

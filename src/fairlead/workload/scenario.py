@@ -426,7 +426,7 @@ def check_runs(
     Args:
         scenario: whose workload it is.
         requests: in each run.
-        rate: mean arrivals per second; of several, the highest.
+        rate: mean arrivals per second, for the whole cluster.
         seeds: one run each.
         split: whose rows are replayed.
 
