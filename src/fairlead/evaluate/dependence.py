@@ -131,8 +131,8 @@ def check(policies: Sequence[Policy], scenarios: Sequence[Scenario], loads: Sequ
     for policy in policies:
         _refuse_memory(policy)
     for scenario in scenarios if policies else ():
-        rate = max(loads or scenario.loads) * capacity_rps(scenario)
-        check_runs(scenario, requests=REQUESTS, rate=rate, seeds=SEEDS)
+        for load in loads or scenario.loads:
+            check_runs(scenario, requests=REQUESTS, rate=load * capacity_rps(scenario), seeds=SEEDS)
 
 
 def _refuse_memory(policy: Policy) -> None:

@@ -380,8 +380,7 @@ class Gateway:
         if not self.queue or self._releasing or not self._any_free():
             return
         self._releasing = True
-        full: set[str] = set()
-        """Models that no backend can take a request for: those that wait for them need not ask again."""
+        full: set[str] = set()  # models that no backend can take a request for: asked about once
         try:
             for exchange in list(self.queue):
                 assert exchange.facts is not None
