@@ -75,8 +75,8 @@ def test_backends_come_and_go_under_load(play, prompt):
         assert (await call(world, "POST", "/backends", {"url": third.url, "name": "back"}))[0] == 200
         await world.until(lambda: third.ended > ended)
         assert (await call(world, "POST", "/backends/b0/drain"))[0] == 200
-        await world.until(lambda: world.gateway.find("b0").in_flight == 0)
-        assert world.gateway.find("b0").state == "draining"
+        await world.until(lambda: world.gateway.backends.find("b0").in_flight == 0)
+        assert world.gateway.backends.find("b0").state == "draining"
         assert (await call(world, "POST", "/backends/b0/resume"))[0] == 200
         before = world.backends[0].ended
         await world.until(lambda: world.backends[0].ended > before)
@@ -162,7 +162,7 @@ def test_what_nobody_foresaw_is_answered_too(play, monkeypatch):
         def fail(name):
             raise RuntimeError("out of luck")
 
-        monkeypatch.setattr(world.gateway, "find", fail)
+        monkeypatch.setattr(world.gateway.backends, "find", fail)
         status, reply = await call(world, "DELETE", "/backends/b0")
         assert status == 500 and "out of luck" in reply["error"]["message"]
 

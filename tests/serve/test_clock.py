@@ -33,7 +33,7 @@ def test_a_wall_clock_that_jumps_takes_no_backend_out_and_ends_no_request(play, 
             assert (backend.state, backend.ejections, backend.failed_checks) == ("up", 0, 0)
             assert all(0.0 <= each.total < 60.0 for each in (backend.ttft, backend.itl, backend.e2e))
         assert abs(world.gateway.decider.room(2).replicas).max() < 1e9
-        assert not world.gateway.queue_refused
+        assert not world.gateway.queue.refused
 
     with monkeypatch.context() as patch:
         patch.setattr(time, "time", lambda: next(there))

@@ -77,7 +77,7 @@ def test_one_that_has_gone_finishes_what_it_has_and_may_return_meanwhile(names):
     async def scene(gateway, look):
         names.addresses = ["10.0.0.1", "10.0.0.2"]
         await look()
-        busy = gateway.backends[0]
+        busy, _ = gateway.backends
         busy.in_flight = 1
         names.addresses = ["10.0.0.2"]
         await look()
@@ -138,7 +138,7 @@ def test_it_runs_on_its_own_and_lets_go_when_the_settings_name_no_host(names):
                 break
         assert urls(gateway) == ["http://10.0.0.1:8000"]
         discovery.follow({})
-        assert gateway.backends == []
+        assert not gateway.backends
         await discovery.stop()
 
     asyncio.run(main())
@@ -161,13 +161,14 @@ def test_another_template_reaches_the_backends_that_were_found(names):
     async def scene(gateway, look):
         names.addresses = ["10.0.0.1"]
         await look()
-        assert gateway.backends[0].limit == 7
+        (backend,) = gateway.backends
+        assert backend.limit == 7
         gateway.reload(settings(discovery={**BY_NAME, "template": {"max_in_flight": 50, "api_key": "new"}}))
         await look()
         (backend,) = gateway.backends
         assert (backend.limit, backend.authorization) == (50, b"Bearer new")
         await look()
-        assert gateway.backends == [backend]
+        assert list(gateway.backends) == [backend]
 
     run(scene)
 
@@ -192,7 +193,7 @@ def test_one_that_was_found_and_is_listed_now_stays(names, changes):
     async def scene(gateway, look):
         names.addresses = ["10.0.0.1"]
         await look()
-        found = gateway.backends[0]
+        (found,) = gateway.backends
         found.in_flight = 1
         listed = {**found.settings.model_dump(mode="json", exclude_unset=True), **changes}
         gateway.reload(settings(backends=[{**listed, "name": found.name}]))

@@ -193,8 +193,10 @@ def test_an_early_answer_to_an_upload_ends_the_connection(play):
         early = await asyncio.start_server(refuses, "127.0.0.1", 0)
         from fairlead.serve.settings import BackendSettings
 
-        world.gateway.drain(world.gateway.find("b0"), remove=True)
-        world.gateway.add(BackendSettings(url=f"http://127.0.0.1:{early.sockets[0].getsockname()[1]}"))
+        world.gateway.backends.drain(world.gateway.backends.find("b0"), remove=True)
+        world.gateway.backends.add(
+            BackendSettings(url=f"http://127.0.0.1:{early.sockets[0].getsockname()[1]}")
+        )
         client = await world.client()
         client.send(
             b"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n\r\n" + b"x" * 2_000_000
@@ -432,8 +434,8 @@ def test_an_error_never_stands_in_the_middle_of_an_answer(play, wrong):
 
         server = await asyncio.start_server(early, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        world.gateway.drain(world.gateway.find("b0"), remove=True)
-        world.gateway.add(BackendSettings(url=f"http://127.0.0.1:{port}", name="early"))
+        world.gateway.backends.drain(world.gateway.backends.find("b0"), remove=True)
+        world.gateway.backends.add(BackendSettings(url=f"http://127.0.0.1:{port}", name="early"))
         client = await world.client()
         head = b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
         client.send(head + b"%x\r\n%b\r\n" % (1100, b"x" * 1100))

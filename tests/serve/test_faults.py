@@ -71,7 +71,7 @@ def test_a_failing_backend_costs_no_request(play, prompt, fault):
             await asyncio.gather(*[one(i) for i in range(10)])
         assert world.gateway.requests == {("/v1/completions", 200): 60}
         assert world.backends[1].ended == 60
-        bad = world.gateway.find("b0")
+        bad = world.gateway.backends.find("b0")
         assert bad.ejections >= 1
         assert bad.retries == len(world.backends[0].requests)  # each failed attempt was tried again, once
 
@@ -84,7 +84,7 @@ def test_a_backend_that_is_not_there_costs_no_request(play, prompt):
         for i in range(30):
             assert (await world.ask(body=prompt | {"stream": i % 2 == 0})).status == 200
         assert world.gateway.requests == {("/v1/completions", 200): 30}
-        await world.until(lambda: world.gateway.find("b0").state != "up")
+        await world.until(lambda: world.gateway.backends.find("b0").state != "up")
 
     play(scene)
 
@@ -102,7 +102,7 @@ def test_a_backend_to_which_no_connection_comes_about_costs_no_request(play, pro
 
         async def scene(world):
             url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
-            gone = world.gateway.add(BackendSettings(url=url, name="gone"))
+            gone = world.gateway.backends.add(BackendSettings(url=url, name="gone"))
             for i in range(8):
                 assert (await world.ask(body=prompt | {"stream": i % 2 == 0})).status == 200
             assert gone.errors == {"connect": 3} and gone.state == "ejected"
@@ -133,10 +133,10 @@ def test_kill_and_restart_under_load(play, prompt):
         await asyncio.sleep(0.3)
         victim = world.backends[0]
         await victim.stop()
-        await world.until(lambda: world.gateway.find("b0").state != "up")
+        await world.until(lambda: world.gateway.backends.find("b0").state != "up")
         await asyncio.sleep(0.2)
         await victim.start()
-        await world.until(lambda: world.gateway.find("b0").state == "up", "its return")
+        await world.until(lambda: world.gateway.backends.find("b0").state == "up", "its return")
         before = victim.ended
         await world.until(lambda: victim.ended > before, "a request for it")
         running = False
@@ -177,7 +177,7 @@ def test_a_backend_that_hangs(play, prompt):
         world.backends[0].behave = hang
         answers = await asyncio.gather(*[world.ask(body=prompt) for _ in range(10)])
         assert [each.status for each in answers] == [200] * 10
-        assert world.gateway.find("b0").errors["timeout"] >= 1
+        assert world.gateway.backends.find("b0").errors["timeout"] >= 1
         await world.until(lambda: world.backends[0].cancelled == len(world.backends[0].requests))
 
     play(scene, timeouts=FAST)
@@ -237,11 +237,14 @@ def test_a_backend_that_answers_every_request_with_an_error_is_no_black_hole(pla
         found = [(await world.ask(body=prompt)).status for _ in range(4)]
         assert set(found) == {500}  # so far it looks better
         waiting += [asyncio.ensure_future(world.ask(body=prompt)) for _ in range(6)]
-        await world.until(lambda: world.gateway.backends[0].state == "ejected")
+        await world.until(lambda: world.gateway.backends.find("b0").state == "ejected")
         good.gate.set()
         answers = [(await each).status for each in waiting]
         assert answers.count(500) + len(found) <= 6 and answers.count(200) >= 6
-        assert world.gateway.backends[0].ejections == 1 and world.gateway.backends[1].state == "up"
+        assert (
+            world.gateway.backends.find("b0").ejections == 1
+            and world.gateway.backends.find("b1").state == "up"
+        )
 
     play(scene, policy={"router": policy}, health={"eject_s": 30})
 
@@ -300,8 +303,8 @@ def test_a_connection_that_the_backend_has_closed_meanwhile(play, prompt):
         for _ in range(50):
             client.request(body=prompt)
             assert (await client.answer()).status == 200
-        assert world.gateway.find("b0").state == "up"
-        assert world.gateway.find("b0").ejections == 0
+        assert world.gateway.backends.find("b0").state == "up"
+        assert world.gateway.backends.find("b0").ejections == 0
 
     play(scene, backends=1)
 
@@ -327,7 +330,7 @@ def test_a_full_queue_is_told(play, prompt):
         await world.until(lambda: len(world.gateway.queue) == 3)
         answer = await world.ask(body=prompt)
         assert (answer.status, answer.headers["retry-after"]) == (503, "7")
-        assert world.gateway.backends[0].in_flight == 2
+        assert world.gateway.backends.find("b0").in_flight == 2
         gate.set()
         assert [(await each).status for each in clients] == [200] * 5
         # And one that waits for too long is told as well; one whose client leaves is forgotten.
@@ -354,14 +357,14 @@ def test_an_unhealthy_backend_gets_nothing_and_keeps_what_it_has(play, prompt):
     async def scene(world):
         gate = world.backends[0].gate = asyncio.Event()
         world.backends[1].healthy = False
-        await world.until(lambda: world.gateway.find("b1").state == "unhealthy")
+        await world.until(lambda: world.gateway.backends.find("b1").state == "unhealthy")
         running = [asyncio.ensure_future(world.ask(body=prompt)) for _ in range(4)]
         await world.until(lambda: len(world.backends[0].requests) == 4)
         world.backends[0].healthy = False
         world.backends[1].healthy = True
-        await world.until(lambda: world.gateway.find("b0").state == "unhealthy")
-        await world.until(lambda: world.gateway.find("b1").state == "up")
-        assert world.gateway.find("b0").in_flight == 4
+        await world.until(lambda: world.gateway.backends.find("b0").state == "unhealthy")
+        await world.until(lambda: world.gateway.backends.find("b1").state == "up")
+        assert world.gateway.backends.find("b0").in_flight == 4
         for _ in range(4):
             assert (await world.ask(body=prompt)).json["id"] == "b1"
         gate.set()
@@ -373,9 +376,9 @@ def test_an_unhealthy_backend_gets_nothing_and_keeps_what_it_has(play, prompt):
 def test_a_backend_returns_slowly(play, prompt):
     async def scene(world):
         world.backends[0].healthy = False
-        await world.until(lambda: world.gateway.find("b0").state == "unhealthy")
+        await world.until(lambda: world.gateway.backends.find("b0").state == "unhealthy")
         world.backends[0].healthy = True
-        await world.until(lambda: world.gateway.find("b0").state == "up")
+        await world.until(lambda: world.gateway.backends.find("b0").state == "up")
         for _ in range(100):
             await world.ask(body=prompt)
         assert 0 < len(world.backends[0].requests) < 30
@@ -397,7 +400,7 @@ def test_a_backend_returns_slowly(play, prompt):
 )
 def test_metrics_that_lie_are_not_believed(play, prompt, text):
     async def scene(world):
-        ours = world.gateway.find("b0")
+        ours = world.gateway.backends.find("b0")
         await world.until(lambda: ours.reading is not None)
         good = ours.reading
         world.backends[0].raw_metrics = text
@@ -415,17 +418,19 @@ def test_metrics_that_are_no_longer_served_give_way_to_the_ledger(play, prompt):
         view = np.zeros((1, schema.NUM_REPLICA_COLUMNS))
 
         def waiting() -> float:
-            gateway.ledger.write_view(np.array([gateway.backends[0].row]), time.monotonic(), 0.3, view)
+            gateway.ledger.write_view(
+                np.array([gateway.backends.find("b0").row]), time.monotonic(), 0.3, view
+            )
             return float(view[0, schema.SCRAPED_WAITING])
 
         assert waiting() == 2.0
         world.backends[0].raw_metrics = b""
-        await world.until(lambda: gateway.backends[0].scrape_errors > 1)
+        await world.until(lambda: gateway.backends.find("b0").scrape_errors > 1)
         await world.until(lambda: waiting() == 0.0)  # too old: the ledger knows of none
         assert (await world.ask(body=prompt)).status == 200
         world.backends[0].raw_metrics = None
         await world.until(lambda: waiting() == 2.0)
-        assert gateway.backends[0].state == "up"
+        assert gateway.backends.find("b0").state == "up"
 
     play(scene)
 
@@ -548,10 +553,10 @@ def test_a_backend_that_leaves_is_forgotten_though_its_last_request_went_elsewhe
         asking = asyncio.ensure_future(world.ask(body=prompt))
         await world.until(lambda: len(world.backends[0].requests) == 1)
         other.draining = False
-        world.gateway.drain(leaving, remove=True)
+        world.gateway.backends.drain(leaving, remove=True)
         let_go.set()
         assert (await asking).json["id"] == "b1"
-        await world.until(lambda: world.gateway.backends == [other], "the end of it")
+        await world.until(lambda: list(world.gateway.backends) == [other], "the end of it")
 
     play(scene, health={"interval": 0.05, "fail_after": 1000})
 
@@ -560,7 +565,7 @@ def test_requests_that_are_given_up_together_are_not_sent_first(play, prompt):
     """One sweep ends a request in flight, and those in the queue: who got its place is not ended as well."""
 
     async def scene(world):
-        backend = world.gateway.backends[0]
+        backend = world.gateway.backends.find("b0")
         world.backends[0].behave = hang
         asking = [asyncio.ensure_future(world.ask(body=prompt)) for _ in range(6)]
         await world.until(lambda: len(world.gateway.queue) == 5 and world.backends[0].requests)
@@ -581,27 +586,28 @@ def test_a_full_queue_costs_nothing_where_nothing_is_free(play, prompt):
     """Otherwise each request that ends would ask for every one that waits, under overload of all times."""
 
     async def scene(world):
-        gateway = world.gateway
+        backends, queue = world.gateway.backends, world.gateway.queue
+        first, second = backends
         for backend in world.backends:
             backend.gate = asyncio.Event()
         asking = [asyncio.ensure_future(world.ask(body=prompt)) for _ in range(30)]
-        await world.until(lambda: len(gateway.queue) == 28)
+        await world.until(lambda: len(queue) == 28)
         asked = []
-        has_other = gateway.has_other
+        has_other = backends.has_other
 
         def ask(model, excluded):
             asked.append(model)
             return has_other(model, excluded)
 
-        gateway.has_other = ask
-        gateway.released()
+        backends.has_other = ask
+        queue.released()
         assert asked == []
-        gateway.backends[0].draining = True  # below its limit in a moment, and yet for none of them
-        gateway.backends[0].limit = 2
-        gateway.backends[1].limit = 1
-        gateway.released()
+        first.draining = True  # below its limit in a moment, and yet for none of them
+        first.limit = 2
+        second.limit = 1
+        queue.released()
         assert len(asked) == 1
-        gateway.backends[0].draining = False
+        first.draining = False
         for backend in world.backends:
             backend.gate.set()
         assert {(await each).status for each in asking} == {200}
@@ -617,7 +623,7 @@ def test_models_that_are_no_text_do_not_end_the_health_checks(play):
             plain(client, status, b'{"data":[{"id":"caf\xe9"}]}' if b'"list"' in body else body, kind)
 
         world.backends[0].plain = broken
-        backend = world.gateway.backends[0]
+        backend = world.gateway.backends.find("b0")
         backend.healthy = False  # becomes healthy at the next check, which asks for the models
         await world.until(lambda: backend.healthy)
         world.backends[0].healthy = False
@@ -654,14 +660,14 @@ def test_a_backend_that_was_held_up_has_its_time_afterwards(play, prompt):
         go_on.set()
         while await client.chunk():
             pass
-        assert not world.gateway.backends[0].errors
+        assert not world.gateway.backends.find("b0").errors
 
     play(scene, backends=1, timeouts={"idle": 0.5})
 
 
 def test_a_connection_that_comes_about_as_it_is_given_up_is_closed(play, monkeypatch):
     async def scene(world):
-        pool = world.gateway.backends[0].pool
+        pool = world.gateway.backends.find("b0").pool
         before = set(pool.connections)
 
         class Caller:

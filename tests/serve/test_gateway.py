@@ -189,7 +189,7 @@ def test_a_client_that_leaves_is_noticed_by_the_backend_at_once(play, prompt):
             await client.chunk()
             getattr(client, leave)()
             await asyncio.wait_for(gone.wait(), 5)
-        await world.until(lambda: world.gateway.backends[0].cancelled == 2)
+        await world.until(lambda: world.gateway.backends.find("b0").cancelled == 2)
         assert world.gateway.requests == {("/v1/completions", 499): 2}
 
     play(scene, backends=1)
@@ -303,9 +303,9 @@ def test_an_upload_is_slowed_down_by_its_backend(play):
         late = await asyncio.start_server(reads_late, "127.0.0.1", 0)
         from fairlead.serve.settings import BackendSettings
 
-        world.gateway.drain(world.gateway.find("b0"), remove=True)
+        world.gateway.backends.drain(world.gateway.backends.find("b0"), remove=True)
         port = late.sockets[0].getsockname()[1]
-        world.gateway.add(BackendSettings(url=f"http://127.0.0.1:{port}"))
+        world.gateway.backends.add(BackendSettings(url=f"http://127.0.0.1:{port}"))
         client = await world.client()
         client.send(b"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: 40000000\r\n\r\n")
         for _ in range(400):
@@ -572,7 +572,7 @@ def test_counters_are_told_to_the_last_digit(play):
 
     async def scene(world):
         world.gateway.requests["/v1/completions", 200] = 123_456_789
-        world.gateway.backends[0].e2e.total = 1_234_567.125
+        world.gateway.backends.find("b0").e2e.total = 1_234_567.125
         text = (await world.ask("/metrics")).body.decode()
         assert 'fairlead_requests_total{path="/v1/completions",status="200"} 123456789\n' in text
         assert 'fairlead_backend_e2e_seconds_sum{backend="b0"} 1234567.125\n' in text
@@ -597,7 +597,7 @@ def test_the_tokens_of_an_answer_that_its_client_left_are_counted(play, prompt):
         while got.count(b"data: ") < 5:
             got += await client.chunk()
         client.close()
-        await world.until(lambda: world.gateway.backends[0].cancelled == 1)
-        assert world.gateway.backends[0].output_tokens == 5
+        await world.until(lambda: world.gateway.backends.find("b0").cancelled == 1)
+        assert world.gateway.backends.find("b0").output_tokens == 5
 
     play(scene, backends=1, clean=False)

@@ -184,7 +184,7 @@ def test_answers_whose_head_is_known(play, prompt):
         assert ANSWER % 200 in upstream._KNOWN
         client.request(method="HEAD")
         assert (await client.answer(head_only=True)).status == 200
-        assert world.gateway.backends[0].in_flight == world.gateway.backends[1].in_flight == 0
+        assert world.gateway.backends.find("b0").in_flight == world.gateway.backends.find("b1").in_flight == 0
 
     play(scene)
 

@@ -233,7 +233,7 @@ def test_a_backend_that_restarts_is_expected_to_have_nothing_cached(play, seen_b
         backends[0].raw_metrics = CACHE_METRICS.format(queries=500, caching=True).encode()
 
     async def scene(world):
-        backend, server = world.backends[0], world.gateway.find("b0")
+        backend, server = world.backends[0], world.gateway.backends.find("b0")
         await world.until(lambda: server.reading is not None, "the first reading")
         for _ in range(2):
             await world.ask(body=LONG)
@@ -259,7 +259,7 @@ def test_a_backend_that_says_that_it_does_not_cache_is_believed(play):
         backends[0].raw_metrics = CACHE_METRICS.format(queries=0, caching=False).encode()
 
     async def scene(world):
-        await world.until(lambda: world.gateway.find("b0").reading is not None, "the first reading")
+        await world.until(lambda: world.gateway.backends.find("b0").reading is not None, "the first reading")
         for _ in range(2):
             await world.ask(body=LONG)
         assert expected_hit(world) == 0.0

@@ -29,7 +29,7 @@ def test_one_backend_that_cannot_be_used_changes_nothing(play, prompt, capsys):
         policy = {**before.policy.model_dump(mode="json"), "router": "lor"}
         bad = {"url": "https://127.0.0.1:9", "ca": "/nonexistent.pem"}
         again(world, b0=bad, b1={"max_in_flight": 5}, policy=policy)
-        assert gateway.settings is before and gateway.backends == backends
+        assert gateway.settings is before and list(gateway.backends) == backends
         assert gateway.decider.router.name == "least_work"
         assert not any(backend.draining for backend in backends)
         assert (await world.ask(body=prompt)).status == 200
@@ -46,7 +46,7 @@ def test_what_was_drained_by_hand_stays_so_and_what_is_wanted_again_serves(play,
             backend.gate = asyncio.Event()
         asking = [asyncio.ensure_future(world.ask(body=prompt)) for _ in range(3)]
         await world.until(lambda: len(gateway.queue) == 1)
-        gateway.drain(first, remove=False)
+        gateway.backends.drain(first, remove=False)
         again(world, b1=None)
         assert second.leaving
         content = gateway.settings.model_dump(mode="json")
@@ -87,7 +87,7 @@ def test_what_waits_for_a_restart_is_named(play, capsys):
             world, timeouts={**content["timeouts"], "connect": 9, "pool_idle": 1.5}, prefixes={"chunks": 64}
         )
         assert '"needs_restart":["prefixes"]' in capsys.readouterr().err
-        pool = world.gateway.backends[0].pool
+        pool = world.gateway.backends.find("b0").pool
         assert (pool.connect_timeout, pool.idle_timeout) == (9, 1.5)
 
     play(scene)

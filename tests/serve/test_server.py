@@ -192,9 +192,9 @@ def test_backends_may_speak_tls(play, prompt, certificate):
             answer = await world.ask(body=prompt | {"stream": stream})
             assert (answer.status, answer.complete) == (200, True)
         stranger = BackendSettings(url=world.backends[1].url, name="stranger")  # its signer is not known
-        world.gateway.add(stranger)
+        world.gateway.backends.add(stranger)
         for name in ("b0", "b1"):
-            world.gateway.find(name).draining = True
+            world.gateway.backends.find(name).draining = True
         answer = await world.ask(body=prompt)
         assert answer.status == 502 and "certificate" in answer.json["error"]["message"].lower()
 

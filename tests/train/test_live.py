@@ -168,9 +168,9 @@ def test_rewards_are_the_waiting_of_all_requests_and_episodes_follow_each_other(
             decided = np.array([each.at_s for each in asked])
             assert (decided >= waiting.due_s).all()
             np.testing.assert_allclose(elapsed, SPEED * np.diff(decided))
-            served = env._server.gateway.backends  # type: ignore[union-attr]
+            first, second = env._server.gateway.backends  # type: ignore[union-attr]
             # Every second decision sent a request to each server; the last request went where fewer were.
-            assert abs(served[0].requests - served[1].requests) <= 2
+            assert abs(first.requests - second.requests) <= 2
         numbers, totals = env.take_statistics()
         assert numbers["live/requests"] == 41 and len(totals) == 80
         assert 0 < numbers["live/ttft_mean_s"] < numbers["live/e2e_mean_s"]
@@ -283,7 +283,8 @@ def test_a_failing_request_ends_training(scenario, urls):
 def test_a_server_that_is_out_ends_training(scenario, urls):
     with LiveEnv(settings(urls), "tiny", plan(scenario)) as env:
         env.reset(seed=1)
-        env._server.gateway.backends[0].draining = True  # type: ignore[union-attr]
+        first, _ = env._server.gateway.backends  # type: ignore[union-attr]
+        first.draining = True
         with pytest.raises(FairleadError, match="with 1 of 2 servers"):
             for i in range(40):
                 env.step(np.array([i % 2]))

@@ -87,7 +87,7 @@ class Administration:
             send(_error(500, f"{type(error).__name__}: {error}"))
 
     async def _changed(self, method: str, path: str, body: bytes) -> Reply:
-        gateway = self.gateway
+        gateway, backends = self.gateway, self.gateway.backends
         parts = path.strip("/").split("/")
         if method == "POST" and path == "/policy":
             settings = _parse(Policy, gateway.decider.settings.model_dump() | _decode(body), "policy")
@@ -95,16 +95,16 @@ class Administration:
             gateway.decider.install(settings, routers)
             gateway.events("policy_replaced", policy=settings.router, shadow=settings.shadow)
         elif method == "POST" and path == "/backends":
-            backend = gateway.add(_parse(BackendSettings, _decode(body), "backend"))
+            backend = backends.add(_parse(BackendSettings, _decode(body), "backend"))
             self._monitor.follow()
             gateway.events("backend_added", backend=backend.name, url=backend.settings.url)
         elif len(parts) == 2 and parts[0] == "backends" and method == "DELETE":
-            gateway.drain(gateway.find(parts[1]), remove=True)
+            backends.drain(backends.find(parts[1]), remove=True)
             self._monitor.follow()
         elif len(parts) == 3 and parts[0] == "backends" and method == "POST" and parts[2] == "drain":
-            gateway.drain(gateway.find(parts[1]), remove=False)
+            backends.drain(backends.find(parts[1]), remove=False)
         elif len(parts) == 3 and parts[0] == "backends" and method == "POST" and parts[2] == "resume":
-            gateway.keep(gateway.find(parts[1]))
+            backends.keep(backends.find(parts[1]))
         else:
             return _error(404, f"there is no {method} {path} here")
         return 200, JSON, msgspec.json.encode(self.status())
@@ -153,7 +153,7 @@ class Administration:
             "decision_s": _quantiles(decider.seconds),
             "shadow": {"decisions": decider.shadow_decisions, "agreed": decider.shadow_agreed},
             "queue": len(gateway.queue),
-            "queue_refused": gateway.queue_refused,
+            "queue_refused": gateway.queue.refused,
             "in_flight": len(gateway.exchanges),
             "connections": len(gateway.connections),
             "expected_output_tokens": ledger.expected_output(),

@@ -71,19 +71,19 @@ class Discovery:
 
     def follow(self, wanted: dict[str, BackendSettings]) -> None:
         """Take up the backends in `wanted` that are new; let go of those found before that are not in it."""
-        gateway = self._gateway
+        backends = self._gateway.backends
         self._found = {
-            name: each for name, each in self._found.items() if each in gateway.backends and each.discovered
+            name: each for name, each in self._found.items() if each in backends and each.discovered
         }
         for name, backend in list(self._found.items()):
             if name not in wanted and not backend.leaving:
-                gateway.drain(backend, remove=True)
+                backends.drain(backend, remove=True)
             elif name in wanted and backend.settings != wanted[name]:  # the template is another one now
-                self._found[name] = gateway.replace(backend, wanted[name])
+                self._found[name] = backends.replace(backend, wanted[name])
             elif name in wanted and backend.leaving:
-                gateway.keep(backend)
-        taken = {backend.name for backend in gateway.backends}
+                backends.keep(backend)
+        taken = {backend.name for backend in backends}
         for name, settings in wanted.items():
             if name not in taken:
-                self._found[name] = gateway.add(settings, discovered=True)
-                gateway.events("backend_found", backend=name)
+                self._found[name] = backends.add(settings, discovered=True)
+                self._gateway.events("backend_found", backend=name)

@@ -1,12 +1,13 @@
 """What an exchange needs of the gateway that it belongs to."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from fairlead.serve.backend import Backend
+from fairlead.serve.backends import Backends
 from fairlead.serve.ledger import Ledger
 from fairlead.serve.messages import Headers
 from fairlead.serve.prompt_tokens import PromptCounter
+from fairlead.serve.queue import Queue
 from fairlead.serve.settings import Limits, Timeouts
 from fairlead.serve.tokens import PromptEstimate
 
@@ -30,6 +31,8 @@ class Dispatcher(Protocol[E]):
 
     limits: Limits
     timeouts: Timeouts
+    backends: Backends
+    queue: Queue
     ledger: Ledger
     prompts: PromptEstimate
     counter: PromptCounter | None
@@ -56,21 +59,6 @@ class Dispatcher(Protocol[E]):
 
     def let_go(self, exchange: E, backend: Backend, answer: int) -> None:
         """It is not at `backend` any more, where `answer` tokens were generated for it."""
-
-    def has_other(self, model: str, excluded: Sequence[Backend]) -> bool:
-        """Whether a backend besides `excluded` could take it."""
-
-    def gave_up_waiting(self, exchange: E) -> None:
-        """It was in the queue for too long."""
-
-    def failed(self, backend: Backend, reason: str) -> None:
-        """An attempt failed by the fault of `backend`."""
-
-    def went_wrong(self, backend: Backend) -> None:
-        """`backend` has answered with a server error, which is passed on."""
-
-    def released(self) -> None:
-        """A backend may take more."""
 
     def ended(self, exchange: E, backend: Backend | None) -> None:
         """The exchange is over."""

@@ -90,7 +90,7 @@ class Exchange:
         self.deadline = float("inf")
         """When the sweep ends it (s, monotonic)."""
         self.waiting = False
-        """In the gateway's queue."""
+        """In the gateway's queue, which alone sets it."""
         self.decided = 0.0
         """When a backend was chosen (s, monotonic)."""
         self.decision_s = 0.0
@@ -139,7 +139,7 @@ class Exchange:
                 prefix = b"".join(self._parts)
                 self._parts = [prefix]
                 self.facts = partial_facts(prefix, max(self.request.length, self._size))
-                self._dispatch()
+                self.dispatch()
         elif self._size > 2 * limit:
             self.request.connection.read(False)
 
@@ -159,7 +159,7 @@ class Exchange:
             self._parts = [asking(body)]
         counter = self._gateway.counter
         if counter is None or not counter.begin(self, self.request.path):
-            self._dispatch()
+            self.dispatch()
 
     def prompt_counted(self, tokens: int | None) -> None:
         """How long the prompt is; None: that could not be counted."""
@@ -169,7 +169,7 @@ class Exchange:
             assert self.facts is not None
             self.facts = self.facts._replace(prompt_tokens=tokens)
             self.counted = True
-        self._dispatch()
+        self.dispatch()
 
     def client_left(self) -> None:
         """The client has gone: so has the request, at the backend too."""
@@ -188,7 +188,8 @@ class Exchange:
 
     # It is placed and sent.
 
-    def _dispatch(self) -> None:
+    def dispatch(self) -> None:
+        """Choose a backend, and send it there; or wait for one."""
         gateway = self._gateway
         backend = gateway.place(self)
         if backend is None:
@@ -206,11 +207,6 @@ class Exchange:
             backend.row, self.prompt_estimate, self.decided, kind, self.expected_hit
         )
         gateway.remember(self, backend)
-
-    def dispatch_again(self) -> None:
-        """A place may have become free for a request that waits."""
-        self.waiting = False
-        self._dispatch()
 
     def connected(self, connection: UpstreamConnection) -> None:
         """A connection is there: send head and body."""
@@ -273,12 +269,12 @@ class Exchange:
         backend, gateway = self.backend, self._gateway
         assert backend is not None and self._entry is not None
         if status in gateway.retry_statuses:
-            gateway.failed(backend, "status")
+            gateway.backends.failed(backend, "status")
             if self._can_retry(sent=True):
                 self._again()
                 return
         elif status in _SERVER_ERRORS:
-            gateway.went_wrong(backend)
+            gateway.backends.went_wrong(backend)
         else:
             backend.succeeded()
         backend.answers[status] = backend.answers.get(status, 0) + 1
@@ -335,7 +331,7 @@ class Exchange:
     def expired(self) -> None:
         """The deadline has passed."""
         if self.waiting:
-            self._gateway.gave_up_waiting(self)
+            self._gateway.queue.gave_up(self)
         elif self._relay is not None and self._held_up:
             # The client's fault, not the backend's; nor would it read that the answer ends.
             self._end("client_stalled")
@@ -349,7 +345,7 @@ class Exchange:
         """End an answer in the middle, visibly for the client."""
         backend = self.backend
         assert backend is not None
-        self._gateway.failed(backend, "cut")
+        self._gateway.backends.failed(backend, "cut")
         self._end(reason)
         relay.cut()
 
@@ -358,7 +354,7 @@ class Exchange:
         if not self._can_start_again(sent=sent):
             return False
         assert self.facts is not None and self.backend is not None
-        return self._gateway.has_other(self.facts.model, [*self.tried, self.backend])
+        return self._gateway.backends.has_other(self.facts.model, [*self.tried, self.backend])
 
     def _can_start_again(self, *, sent: bool) -> bool:
         if self.attempts >= self._gateway.attempts or self._relay is not None:
@@ -373,7 +369,7 @@ class Exchange:
     def _attempt_failed(self, reason: str, text: str, *, sent: bool) -> None:
         backend = self.backend
         assert backend is not None
-        self._gateway.failed(backend, reason)
+        self._gateway.backends.failed(backend, reason)
         if self._can_retry(sent=sent):
             self._again()
         else:
@@ -387,9 +383,9 @@ class Exchange:
         if exclude:
             self.tried.append(backend)
         self._release()
-        self._gateway.released()
+        self._gateway.queue.released()
         if not self.outcome:
-            self._dispatch()
+            self.dispatch()
 
     def fail(
         self, status: int, message: str, reason: str, headers: tuple[tuple[bytes, bytes], ...] = ()
@@ -447,7 +443,7 @@ class Exchange:
             backend.prompt_tokens += self.prompt_estimate
         self._gateway.ended(self, backend)
         self._release()
-        self._gateway.released()
+        self._gateway.queue.released()
 
     @property
     def ttft(self) -> float:

@@ -6,16 +6,13 @@ health checks, scrapes and the sweep of deadlines are tasks.
 
 import hmac
 import os
-from collections import deque
-from collections.abc import Sequence
 from time import monotonic
 from typing import Any
 
 import msgspec
 
-from fairlead import rng
-from fairlead.errors import FairleadError
-from fairlead.serve.backend import Backend, pool_for
+from fairlead.serve.backend import Backend
+from fairlead.serve.backends import Backends
 from fairlead.serve.decisions import Decider, PolicyFailed, load_routers
 from fairlead.serve.descriptors import most_connections
 from fairlead.serve.exchange import Exchange
@@ -30,12 +27,12 @@ from fairlead.serve.metrics import exposition
 from fairlead.serve.placement import Placement
 from fairlead.serve.prefixes import Prefixes, answer_chunks
 from fairlead.serve.prompt_tokens import PromptCounter
+from fairlead.serve.queue import Queue
 from fairlead.serve.records import decision_record, request_record
 from fairlead.serve.request import Request, Sink
-from fairlead.serve.settings import BackendSettings, GatewaySettings
+from fairlead.serve.settings import GatewaySettings
 from fairlead.serve.tokens import PromptEstimate
 from fairlead.serve.traces import Tracing
-from fairlead.serve.upstream import Pool
 
 FORWARDED = (
     b"/v1/",
@@ -76,11 +73,18 @@ class Gateway:
         self.homes = Homes()
         self.placement = Placement(self.ledger, self.prefixes, self.homes, self.decider, self.prompts)
         self.counter: PromptCounter | None = None
-        self.backends: list[Backend] = []
-        self.queue: deque[Exchange] = deque()
         self.events = EventLog()
+        self.backends = Backends(
+            settings,
+            self.ledger,
+            self.prefixes,
+            self.homes,
+            self.prompts,
+            self.events,
+            released=lambda: self.queue.released(),  # the queue needs the backends: it is made after them
+        )
+        self.queue = Queue(settings.queue, self.backends)
         self.started_at = monotonic()
-        self.queue_refused = 0
         self.requests: dict[tuple[str, int], int] = {}
         """Answered, by path class and status."""
         logs = settings.logs
@@ -89,19 +93,17 @@ class Gateway:
             JsonLines(logs.decisions, logs.decisions_max_bytes, self.events) if logs.decisions else None
         )
         self.traces = Tracing(settings.traces) if settings.traces is not None else None
-        self._random = rng.stream(settings.policy.seed, "gateway", "slow return")
         self._id_prefix = os.urandom(6).hex().encode()
         self._id_count = 0
-        self._releasing = False
         self._count_with(self._new_counter(settings))
         self._apply(settings)
         for backend in settings.backends:
-            self.add(backend)
+            self.backends.add(backend)
 
     def _new_counter(self, settings: GatewaySettings) -> PromptCounter | None:
         if settings.tokens.prompts == "estimate":
             return None
-        return PromptCounter(settings.tokens, lambda: self.backends, self.events)
+        return PromptCounter(settings.tokens, self.backends, self.events)
 
     def _count_with(self, counter: PromptCounter | None) -> None:
         if self.counter is not None:
@@ -121,76 +123,8 @@ class Gateway:
         self.retry_statuses = frozenset(settings.retries.statuses)
         self.orca = settings.scrape.orca
         self.ask_usage = settings.tokens.ask_usage
-        for backend in self.backends:
-            backend.pool.connect_timeout = settings.timeouts.connect
-            backend.pool.idle_timeout = settings.timeouts.pool_idle
-
-    # Backends come and go.
-
-    def add(
-        self, settings: BackendSettings, *, discovered: bool = False, pool: Pool | None = None
-    ) -> Backend:
-        """Take up a backend; one that was `discovered` stays when the settings are read again.
-
-        Raises:
-            FairleadError: if one of this name is there already, or its certificates cannot be used (unless
-                they are in a `pool` already).
-        """
-        if any(backend.name == settings.label for backend in self.backends):
-            raise FairleadError(f"there is a backend called {settings.label} already")
-        backend = Backend(settings, self.ledger, pool or pool_for(settings, self.timeouts))
-        self.prefixes.taken_over(backend.row)
-        self.homes.taken_over(backend.row)
-        self.fit_prefixes(backend)
-        backend.discovered = discovered
-        self.backends.append(backend)
-        self.released()
-        return backend
-
-    def find(self, name: str) -> Backend:
-        """The backend called `name`.
-
-        Raises:
-            FairleadError: if there is none.
-        """
-        for backend in self.backends:
-            if backend.name == name:
-                return backend
-        known = ", ".join(backend.name for backend in self.backends)
-        raise FairleadError(f"there is no backend called {name}; known: {known}")
-
-    def drain(self, backend: Backend, *, remove: bool) -> None:
-        """Give `backend` no more requests; forget it when it has finished, if `remove`."""
-        backend.draining = True
-        backend.leaving = remove
-        self.forget_drained(backend)
-
-    def keep(self, backend: Backend) -> None:
-        """Give `backend` requests again."""
-        backend.draining = backend.leaving = False
-        self.released()
-
-    def replace(self, old: Backend, settings: BackendSettings, pool: Pool | None = None) -> Backend:
-        """Take up a backend in place of `old`, which finishes what it has, under another name.
-
-        Raises:
-            FairleadError: as `add`; then `old` stays.
-        """
-        pool = pool or pool_for(settings, self.timeouts)
-        names = {backend.name for backend in self.backends}
-        again = (f"{old.name} (replaced{f' {count}' if count else ''})" for count in range(len(names) + 1))
-        old.name = next(name for name in again if name not in names)
-        discovered, old.discovered = old.discovered, False
-        self.drain(old, remove=True)
-        return self.add(settings, discovered=discovered, pool=pool)
-
-    def forget_drained(self, backend: Backend) -> None:
-        """Let go of `backend` if it is to leave and has nothing in flight."""
-        if backend.leaving and backend.in_flight == 0 and backend in self.backends:
-            self.backends.remove(backend)
-            backend.pool.close()
-            self.ledger.remove(backend.row)
-            self.events("backend_removed", backend=backend.name)
+        self.backends.apply(settings)
+        self.queue.settings = settings.queue
 
     def reload(self, settings: GatewaySettings) -> None:
         """Take over new settings: backends that stay keep their connections and their place in the ledger.
@@ -200,12 +134,7 @@ class Gateway:
                 changed.
         """
         again = settings.tokens != self.settings.tokens
-        there = {backend.name: backend for backend in self.backends}
-        pools = {
-            each.label: pool_for(each, settings.timeouts)
-            for each in settings.backends
-            if each.label not in there or there[each.label].settings != each
-        }
+        pools = self.backends.new_pools(settings)
         routers = load_routers(settings.policy) if settings.policy != self.settings.policy else None
         counter = self._new_counter(settings) if again else None
         # From here on nothing can fail.
@@ -214,21 +143,8 @@ class Gateway:
         if again:
             self._count_with(counter)
         self._apply(settings)
-        wanted = {each.label for each in settings.backends}
-        for backend in there.values():
-            if backend.name not in wanted and not backend.discovered:
-                self.drain(backend, remove=True)
-        for each in settings.backends:
-            old, pool = there.get(each.label), pools.get(each.label)
-            if old is None:
-                self.add(each, pool=pool)
-                continue
-            if pool is not None:
-                old = self.replace(old, each, pool)
-            elif old.leaving:  # it is wanted again; what was drained by hand stays so
-                self.keep(old)
-            old.discovered = False
-        self.released()
+        self.backends.follow(settings.backends, pools)
+        self.queue.released()
 
     # Requests.
 
@@ -273,45 +189,25 @@ class Gateway:
             good |= hmac.compare_digest(each, key.strip())
         return good and scheme.lower() == b"bearer"
 
-    def candidates(self, model: str, excluded: Sequence[Backend] = ()) -> list[Backend]:
-        """Backends that may be given a request for `model` now, limits left aside."""
-        found = [
-            backend
-            for backend in self.backends
-            if backend.healthy
-            and backend.ejected_until == 0.0
-            and not backend.draining
-            and (not backend.models or not model or model in backend.models)
-            and backend not in excluded
-        ]
-        if not found and model and not any(model in backend.models for backend in self.backends):
-            # Nobody is known to serve it: any backend will say so in its own words.
-            found = [each for each in self.backends if each.up and each not in excluded]
-        return found
-
-    def has_other(self, model: str, excluded: Sequence[Backend]) -> bool:
-        """Whether a backend besides `excluded` could take a request for `model` now."""
-        return any(each.in_flight < each.limit for each in self.candidates(model, excluded))
-
     def place(self, exchange: Exchange) -> Backend | None:
         """Choose a backend for `exchange`; None if it has to wait or has been answered with an error."""
         facts = exchange.facts
         assert facts is not None
         now = monotonic()
-        found = self.candidates(facts.model, exchange.tried)
+        found = self.backends.candidates(facts.model, exchange.tried)
         slow = self.settings.health.slow_return_s
         # A list comprehension for each condition costs; mostly none of them holds.
         for each in found:
             if each.in_flight >= each.limit or now - each.returned_at < slow:
-                found = self._admitting(found, now)
+                found = self.backends.admitting(found, now)
                 break
         if not found:
             if exchange.tried:
                 exchange.fail(502, "no other backend is available", "no_backend")
             elif not self.backends:
-                exchange.fail(503, "there are no backends", "no_backend", self._retry_after())
+                exchange.fail(503, "there are no backends", "no_backend", self.queue.retry_after())
             else:
-                self._wait(exchange, now)
+                self.queue.wait(exchange, now)
             return None
         try:
             return self.placement.choose(
@@ -342,95 +238,11 @@ class Gateway:
             self.prefixes.answered(backend.row, exchange.keys, exchange.session, chunks)
             exchange.keys = None
 
-    def _admitting(self, found: list[Backend], now: float) -> list[Backend]:
-        """Of these, the backends under their limit; one that has just returned only now and then."""
-        free = [backend for backend in found if backend.in_flight < backend.limit]
-        slow = self.settings.health.slow_return_s
-        offered = [each for each in free if each.share(now, slow) > self._random.random()]
-        return offered or free
-
-    # The queue.
-
-    def _wait(self, exchange: Exchange, now: float) -> None:
-        if len(self.queue) >= self.settings.queue.max_requests:
-            self.queue_refused += 1
-            exchange.fail(
-                503, "all backends are busy and the queue is full", "queue_full", self._retry_after()
-            )
-            return
-        exchange.waiting = True
-        exchange.deadline = now + self.settings.queue.timeout
-        self.queue.append(exchange)
-
-    def gave_up_waiting(self, exchange: Exchange) -> None:
-        """A request has been in the queue for too long."""
-        self.queue.remove(exchange)
-        exchange.waiting = False
-        self.queue_refused += 1
-        exchange.fail(503, "no backend could take the request in time", "queue_timeout", self._retry_after())
-
-    def _retry_after(self) -> tuple[tuple[bytes, bytes], ...]:
-        return ((b"Retry-After", b"%d" % self.settings.queue.retry_after),)
-
-    def released(self) -> None:
-        """A backend may take more: place requests that wait, first come, first served.
-
-        One that no backend can take now (its model's are full) does not hold up the others.
-        """
-        if not self.queue or self._releasing or not self._any_free():
-            return
-        self._releasing = True
-        full: set[str] = set()  # models that no backend can take a request for: asked about once
-        try:
-            for exchange in list(self.queue):
-                assert exchange.facts is not None
-                model = exchange.facts.model
-                if model in full or not exchange.waiting:
-                    continue
-                if not self.has_other(model, ()):
-                    full.add(model)
-                    continue
-                self.queue.remove(exchange)
-                exchange.dispatch_again()
-                if not self._any_free():
-                    break
-        finally:
-            self._releasing = False
-
-    def _any_free(self) -> bool:
-        return any(each.in_flight < each.limit for each in self.backends)
-
-    # What becomes of them.
-
-    def failed(self, backend: Backend, reason: str) -> None:
-        """A request failed by the fault of `backend`."""
-        if backend.failed(reason, monotonic(), self.settings.health):
-            self.events("backend_ejected", backend=backend.name, reason=reason, ejections=backend.ejections)
-
-    def went_wrong(self, backend: Backend) -> None:
-        """`backend` has answered with a server error."""
-        others = any(each.up for each in self.backends if each is not backend)
-        if backend.went_wrong(monotonic(), self.settings.health, others=others):
-            self.events("backend_ejected", backend=backend.name, reason="errors", ejections=backend.ejections)
-
-    def restarted(self, backend: Backend) -> None:
-        """Nothing that `backend` was sent is cached or being read there any more; moving averages stay."""
-        self.prefixes.forget(backend.row)
-        self.ledger.forget_pace(backend.row)
-
-    def fit_prefixes(self, backend: Backend) -> None:
-        """Remember of what `backend` was sent in proportion to its KV cache, if its size is known."""
-        read = 0 if backend.reading is None else backend.reading.kv_capacity_tokens
-        if capacity := backend.settings.kv_capacity_tokens or read:
-            own = capacity / self.settings.gateways
-            self.prefixes.fit(backend.row, own, self.prompts.bytes_per_token(backend.models))
-
     def ended(self, exchange: Exchange, backend: Backend | None) -> None:
         """Book an exchange that is over; `backend` is where it was last."""
         self.exchanges.discard(exchange)
         if exchange.waiting:
-            exchange.waiting = False
-            self.queue.remove(exchange)
+            self.queue.leave(exchange)
         request = exchange.request
         key = (_COUNTED.get(request.path, "other"), exchange.status)
         self.requests[key] = self.requests.get(key, 0) + 1
@@ -452,15 +264,9 @@ class Gateway:
         if path == b"/health":
             return 200, b"application/json", b'{"status":"ok"}'
         if path == b"/ready":
-            return (
-                (200, b"application/json", b'{"ready":true}')
-                if self.ready
-                else (
-                    503,
-                    b"application/json",
-                    b'{"ready":false}',
-                )
-            )
+            if self.ready:
+                return 200, b"application/json", b'{"ready":true}'
+            return 503, b"application/json", b'{"ready":false}'
         if path == b"/metrics":
             return 200, b"text/plain; version=0.0.4; charset=utf-8", exposition(self)
         message = "there is nothing here: the API is under /v1"

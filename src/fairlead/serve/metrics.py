@@ -1,14 +1,16 @@
 """The gateway's own `/metrics`: Prometheus text, written directly (counting must cost next to nothing)."""
 
-from collections.abc import Sequence, Sized
+from collections.abc import Sized
 from time import monotonic
 from typing import Protocol
 
-from fairlead.serve.backend import Backend, Histogram
+from fairlead.serve.backend import Histogram
+from fairlead.serve.backends import Backends
 from fairlead.serve.decisions import Decider
 from fairlead.serve.ledger import Ledger
 from fairlead.serve.logs import JsonLines
 from fairlead.serve.prompt_tokens import PromptCounter
+from fairlead.serve.queue import Queue
 from fairlead.view import schema
 from fairlead.view.pace import common_pace
 
@@ -23,19 +25,16 @@ class Counted(Protocol):
     """What of a gateway is reported."""
 
     @property
-    def backends(self) -> Sequence[Backend]: ...  # noqa: D102
-    @property
     def connections(self) -> Sized: ...  # noqa: D102
-    @property
-    def queue(self) -> Sized: ...  # noqa: D102
 
+    backends: Backends
+    queue: Queue
     decider: Decider
     counter: PromptCounter | None
     requests_log: JsonLines | None
     decisions_log: JsonLines | None
     ledger: Ledger
     requests: dict[tuple[str, int], int]
-    queue_refused: int
 
 
 class _Writer:
@@ -73,7 +72,7 @@ def exposition(gateway: Counted) -> bytes:
     out.family("queue_requests", "gauge", "Requests that wait for a backend.")
     out.sample("queue_requests", len(gateway.queue))
     out.family("queue_refused_total", "counter", "Requests refused because the queue was full or too slow.")
-    out.sample("queue_refused_total", gateway.queue_refused)
+    out.sample("queue_refused_total", gateway.queue.refused)
     out.family("log_lines_lost_total", "counter", "Lines of a log that could not be written.")
     for kind, log in (("requests", gateway.requests_log), ("decisions", gateway.decisions_log)):
         if log is not None:

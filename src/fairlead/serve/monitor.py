@@ -76,9 +76,9 @@ class Monitor:
             if backend.checked(good, monotonic(), health):
                 self._gateway.events("backend_healthy" if good else "backend_unhealthy", backend=backend.name)
                 if good:
-                    self._gateway.restarted(backend)
+                    self._gateway.backends.restarted(backend)
                 models_due = 0.0
-                self._gateway.released()
+                self._gateway.queue.released()
             if good and monotonic() >= models_due:
                 await self._read_models(backend)
                 models_due = monotonic() + MODELS_EVERY_S
@@ -121,13 +121,13 @@ class Monitor:
             return
         before, backend.reading = backend.reading, reading
         if before is not None and reading.prefix_queries < before.prefix_queries:  # it counts anew
-            self._gateway.restarted(backend)
+            self._gateway.backends.restarted(backend)
         if not reading.caches_prefixes:
             self._gateway.prefixes.forget(backend.row)
         if backend.settings.kv_capacity_tokens is not None:
             reading = reading._replace(kv_capacity_tokens=0)  # what was declared stands
         self._gateway.ledger.scraped(backend.row, reading, monotonic())
-        self._gateway.fit_prefixes(backend)
+        self._gateway.backends.fit_prefixes(backend)
 
     async def _sweep_for_ever(self) -> None:
         while True:
@@ -147,11 +147,7 @@ class Monitor:
             for connection in [each for each in application.connections if each.deadline <= now]:
                 if connection.deadline <= now:
                     connection.expired()
-        for backend in list(gateway.backends):
-            gateway.forget_drained(backend)
-            if backend.sweep(now):
-                gateway.events("backend_returned", backend=backend.name)
-                gateway.released()
+        gateway.backends.sweep(now)
         if len(self._tasks) != len(gateway.backends) or any(b not in self._tasks for b in gateway.backends):
             self.follow()
         for log in (gateway.requests_log, gateway.decisions_log):

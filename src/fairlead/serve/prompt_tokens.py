@@ -7,7 +7,7 @@ time is estimated, and counted as such in `/metrics`.
 
 import asyncio
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic
@@ -162,8 +162,8 @@ class TokenizerFile:
 class PromptCounter:
     """Counts the prompts of requests before they are placed, within a time."""
 
-    def __init__(self, settings: Tokens, backends: Callable[[], Sequence[Backend]], events: EventLog) -> None:
-        """As `settings.prompts` says; `backends` tells whom there is to ask.
+    def __init__(self, settings: Tokens, backends: Iterable[Backend], events: EventLog) -> None:
+        """As `settings.prompts` says; `backends` are those that there are to ask, at any time.
 
         Raises:
             FairleadError: if a tokenizer cannot be used.
@@ -284,7 +284,7 @@ class PromptCounter:
             return known
         able = [
             each
-            for each in self._backends()
+            for each in self._backends
             if each.up and (not each.models or not facts.model or facts.model in each.models)
         ]
         if not able:
