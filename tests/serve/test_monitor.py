@@ -1,4 +1,4 @@
-"""When backends are looked at; what is found is in `test_gateway.py` and `test_faults.py`."""
+"""When backends are looked at; what is found: `test_backends.py`, `test_faults.py`, `test_gateway.py`."""
 
 import asyncio
 from types import SimpleNamespace
