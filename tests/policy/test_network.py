@@ -44,6 +44,23 @@ def test_permuting_the_replicas_permutes_the_scores(replicas, critic, random):
     torch.testing.assert_close(permuted_value, value, atol=1e-5, rtol=1e-5)
 
 
+def test_an_overloaded_cluster_outweighs_the_rest_unless_encoders_normalise():
+    def gradient(net: RouterNetwork, x: torch.Tensor) -> float:
+        """Its length at the start of PPO, where only the last layer of the actor has one."""
+        net.zero_grad()
+        torch.log_softmax(net.logits(x), -1)[:, 0].mean().backward()
+        found = net.score_head.layer_2.weight.grad
+        assert found is not None
+        return float(found.norm())
+
+    def ratio(*, layer_norm: bool) -> float:
+        net, x = RouterNetwork(5, hidden=16, attention=8, layer_norm=layer_norm, seed=3), observation(64, 4)
+        return gradient(net, 50.0 * x) / gradient(net, x)
+
+    assert ratio(layer_norm=False) > 40.0
+    assert ratio(layer_norm=True) < 3.0
+
+
 @pytest.mark.parametrize("replicas", [1, 2, 64])
 def test_the_same_weights_serve_any_number_of_replicas(replicas):
     logits, value = network()(observation(3, replicas))

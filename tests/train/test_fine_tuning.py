@@ -84,8 +84,13 @@ def test_the_network_is_the_policys_unless_it_is_described(tmp_path: Path):
     path = tmp_path / "a.onnx"
     export_onnx(RouterNetwork(hidden=16, seed=0), path, config={"network": {"hidden": 16}}, training={})
     assert with_network({"start_from": str(path)})["network"] == {"hidden": 16}
-    described = {"start_from": str(path), "network": {"hidden": 8}}
+    described: dict[str, Any] = {"start_from": str(path), "network": {"hidden": 8}}
     assert with_network(described) == described
+    # What is left out is the policy's, not the default of a network from scratch.
+    assert with_network({**described, "network": {"attention": 4}})["network"] == {
+        "hidden": 16,
+        "attention": 4,
+    }
     for settings in ({"start_from": "none.onnx"}, {**described, "start_from": "none.onnx"}):
         with pytest.raises(FairleadError, match=r"none\.onnx"):
             with_network(settings)

@@ -7,8 +7,8 @@ import torch
 
 from fairlead import FairleadError
 from fairlead.policy.artefact import OnnxRouter
-from fairlead.policy.network import RouterNetwork
 from fairlead.train import checkpoint
+from fairlead.train.state import new_network
 from fairlead.train.tracking import Progress
 from fairlead.train.trainer import TrainingInterrupted, train
 
@@ -111,7 +111,7 @@ def test_imitation_is_evaluated_between_its_rounds(go, toy, tmp_path, keep, kept
 
 def test_pitfall_14_acting_training_and_exported_policy_agree(go, toy, tmp_path):
     result = go(tmp_path / "run")
-    network = RouterNetwork(3, hidden=16, attention=8)
+    network = new_network(toy.config(), toy.features)
     checkpoint.load_weights(network, comparable(tmp_path / "run", toy.config())["network"])
     observation, _ = toy.make().reset(seed=5)
     observation = np.random.default_rng(0).exponential(1, observation.shape).astype(np.float32)
@@ -189,7 +189,7 @@ def test_the_best_weights_are_kept_not_the_last(go, toy, tmp_path):
     saved = comparable(tmp_path / "run", toy.config())
     observation = np.random.default_rng(0).exponential(1, (8, 3, 3)).astype(np.float32)
     for weights, expected in ((saved["best"]["weights"], True), (saved["network"], False)):
-        network = RouterNetwork(3, hidden=16, attention=8)
+        network = new_network(toy.config(), toy.features)
         checkpoint.load_weights(network, weights)
         logits = network.logits(torch.from_numpy(observation)).detach().numpy()
         assert np.allclose(logits, exported.logits(observation), atol=1e-5) == expected

@@ -28,8 +28,10 @@ class NetworkConfig(Section):
     """Layers of the encoder that each replica goes through by itself."""
     projection: Annotated[int, Field(ge=0)] = 0
     """Width of a projection of the features (LayerNorm, linear, GELU) before the encoder; 0: none."""
-    layer_norm: bool = False
-    """Normalise the output of every encoder layer before its ReLU."""
+    layer_norm: bool = True
+    """Normalise the output of every encoder layer before its ReLU (Ba et al. 2016). Without it what a network
+    makes of an overloaded cluster, whose features are many times what others show, drowns the rest: from
+    scratch some seeds then never learn (docs/experiments.md)."""
     attention: Count = 16
     """Width of query, key and value in the attention across replicas, over all heads."""
     attention_layers: Annotated[int, Field(ge=0)] = 1

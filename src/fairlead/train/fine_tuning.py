@@ -26,7 +26,7 @@ def filled(settings: dict[str, Any], defaults: dict[str, dict[str, Any]]) -> dic
 
 
 def with_network(settings: dict[str, Any]) -> dict[str, Any]:
-    """`settings` with the network of the policy that they start from, unless they describe one.
+    """`settings` with the network of the policy that they start from, for what they leave out of theirs.
 
     Raises:
         FairleadError: if the policy cannot be used.
@@ -35,7 +35,7 @@ def with_network(settings: dict[str, Any]) -> dict[str, Any]:
     if start is None:
         return settings
     policy = OnnxRouter(policy_path(str(start)))
-    return {"network": policy.metadata.config.get("network", {}), **settings}
+    return filled({"network": {}, **settings}, {"network": policy.metadata.config.get("network", {})})
 
 
 def with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
