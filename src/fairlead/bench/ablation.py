@@ -32,6 +32,7 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "horizon of 100 s": {"ppo.horizon_s": 100.0},
     "a plain squared error of values": {"ppo.compare_values": False},
     "no group baseline": {"ppo.group_baseline": False, "ppo.compare_values": False},
+    "no layer normalisation": {"network.layer_norm": False},
     "no attention": {"network.attention_layers": 0},
     "two layers of attention": {"network.attention_layers": 2},
     "memory (GRU)": {"network.gru_layers": 1},

@@ -4,9 +4,9 @@ By default a two-layer encoder shared by all replicas (F -> 64 -> 64), one singl
 across the replicas with a residual, and a score per replica. The critic has an encoder of its own. Nothing
 depends on a replica's index: permuting the replicas permutes the scores and leaves the value.
 
-About 100 kFLOP forward per decision at 4 replicas. Options: layer normalisation, a projection of the
-features, several heads and layers of attention or none, a GRU that remembers earlier decisions
-(`fairlead.policy.layers`).
+About 100 kFLOP forward per decision at 4 replicas. Options: layer normalisation (training's default), a
+projection of the features, several heads and layers of attention or none, a GRU that remembers earlier
+decisions (`fairlead.policy.layers`).
 """
 
 from collections.abc import Iterator, Sequence
