@@ -103,6 +103,21 @@ def test_one_that_leaves_finishes_first(capsys) -> None:
     assert alone.homes.of(1) == NOWHERE
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"name": "b"}, {"name": "a", "url": "https://127.0.0.1:9", "ca": "/nonexistent.pem"}]
+)
+def test_one_that_cannot_be_replaced_stays_as_it_was(wrong: dict[str, str]) -> None:
+    alone = Alone()
+    alone.add("a")
+    alone.add("b")
+    a, b = alone.backends
+    a.discovered = True
+    with pytest.raises(FairleadError, match=r"called b already|nonexistent\.pem"):
+        alone.backends.replace(a, BackendSettings.model_validate({"url": "http://127.0.0.1:9", **wrong}))
+    assert list(alone.backends) == [a, b]
+    assert (a.name, a.state, a.discovered) == ("a", "up", True)
+
+
 def test_an_unhealthy_backend_gets_nothing_and_keeps_what_it_has(play, prompt):
     """Health checks do not touch what is in flight, nor its counters."""
 

@@ -108,13 +108,17 @@ class Backends:
         Raises:
             FairleadError: as `add`; then `old` stays.
         """
-        pool = pool or pool_for(settings, self._settings.timeouts)
-        names = {backend.name for backend in self._all}
-        again = (f"{old.name} (replaced{f' {count}' if count else ''})" for count in range(len(names) + 1))
-        old.name = next(name for name in again if name not in names)
-        discovered, old.discovered = old.discovered, False
+        name, names = old.name, {backend.name for backend in self._all}
+        again = (f"{name} (replaced{f' {count}' if count else ''})" for count in range(len(names) + 1))
+        old.name = next(each for each in again if each not in names)  # the new one may have its name
+        try:
+            new = self.add(settings, discovered=old.discovered, pool=pool)
+        except FairleadError:
+            old.name = name
+            raise
+        old.discovered = False
         self.drain(old, remove=True)
-        return self.add(settings, discovered=discovered, pool=pool)
+        return new
 
     def _forget_drained(self, backend: Backend) -> None:
         """Let go of `backend` if it is to leave and has nothing in flight."""
