@@ -70,6 +70,20 @@ def test_candidates_serve_the_model_and_are_up() -> None:
     assert alone.backends.any_free()  # whatever else holds of b and c
 
 
+def test_one_that_leaves_for_good_is_not_waited_for() -> None:
+    alone = Alone()
+    alone.add("a", "m")
+    alone.add("b", "n")
+    a, _ = alone.backends
+    a.in_flight = 1
+    alone.backends.drain(a, remove=False)
+    assert alone.candidates("m") == []  # it comes back
+    alone.backends.drain(a, remove=True)
+    assert alone.candidates("m") == ["b"]
+    alone.backends.keep(a)
+    assert alone.candidates("m") == ["a"]
+
+
 def test_whoever_waits_is_told_of_room() -> None:
     alone = Alone()
     alone.add("a")

@@ -184,8 +184,10 @@ class Backends:
             and (not backend.models or not model or model in backend.models)
             and backend not in excluded
         ]
-        if not found and model and not any(model in backend.models for backend in self._all):
-            # Nobody is known to serve it: any backend will say so in its own words.
+        if not found and model and not any(model in each.models and not each.leaving for each in self._all):
+            # Nobody is known to serve it: any backend will say so in its own words. One that is only drained
+            # counts, as one that is ejected does: it comes back, and is worth waiting for. One that leaves
+            # takes the model with it, however long it still works on what it has.
             found = [each for each in self._all if each.up and each not in excluded]
         return found
 
