@@ -5,12 +5,13 @@ import asyncio
 import pytest
 
 from fairlead.errors import FairleadError
+from fairlead.serve.backend import pool_for
 from fairlead.serve.backends import Backends
 from fairlead.serve.homes import NOWHERE, Homes
 from fairlead.serve.ledger import Ledger
 from fairlead.serve.logs import EventLog
 from fairlead.serve.prefixes import Prefixes
-from fairlead.serve.settings import BackendSettings, parse_settings
+from fairlead.serve.settings import BackendSettings, Timeouts, parse_settings
 from fairlead.serve.tokens import PromptEstimate
 
 
@@ -19,6 +20,7 @@ class Alone:
 
     def __init__(self) -> None:
         self.released = 0
+        self.more = lambda: None
         self.homes = Homes()
         self.backends = Backends(
             parse_settings({"backends": [{"url": "http://127.0.0.1:9"}]}, "test"),
@@ -32,6 +34,7 @@ class Alone:
 
     def _more(self) -> None:
         self.released += 1
+        self.more()
 
     def add(self, name: str, *models: str) -> None:
         self.backends.add(BackendSettings(url="http://127.0.0.1:9", name=name, models=models))
@@ -98,6 +101,42 @@ def test_whoever_waits_is_told_of_room() -> None:
     assert alone.released == 2
     alone.backends.sweep(6.0)
     assert alone.released == 3 and backend.up
+
+
+def test_whoever_waits_is_told_who_serves_what() -> None:
+    alone = Alone()
+    alone.add("a")
+    alone.add("declared", "n")
+    a, declared = alone.backends
+    told = alone.released
+    cards = [{"id": "m", "owned_by": "us"}]
+    alone.backends.listed(a, cards)
+    assert a.models == {"m"} and a.model_cards == cards
+    assert alone.released == told + 1
+    alone.backends.listed(a, [{"id": "m", "owned_by": "you"}])
+    assert alone.released == told + 1  # it serves what it served
+    alone.backends.listed(declared, cards)
+    assert declared.models == {"n"} and declared.model_cards == cards  # what was declared stands
+    assert alone.released == told + 1
+    alone.backends.drain(a, remove=True)  # now nobody is known to serve its model
+    assert alone.released == told + 2
+
+
+def test_whoever_waits_is_told_of_several_that_come_and_go_when_all_of_them_have() -> None:
+    """Otherwise a request for a model would be sent to whoever is left, since nobody serves it as yet."""
+    alone = Alone()
+    alone.add("a", "m")
+    alone.add("b", "m")
+    alone.add("other", "n")
+    settings = [
+        BackendSettings(url="http://127.0.0.1:9", name=name, models=models)
+        for name, models in (("a", ("k",)), ("other", ("n",)), ("c", ("m",)))
+    ]
+    found: list[list[str]] = []
+    alone.more = lambda: found.append(alone.candidates("m"))
+    pool = pool_for(settings[0], Timeouts())
+    alone.backends.follow(settings, {"a": pool})  # another one, one that goes, one that comes
+    assert found == [["c"]]
 
 
 def test_one_that_leaves_finishes_first(capsys) -> None:

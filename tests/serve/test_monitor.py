@@ -53,3 +53,22 @@ def test_backends_that_are_met_together_are_not_looked_at_together(
     assert all(run[1:] == [interval] * (LOOKS - 1) for run in runs)
     first = [run[0] for run in runs]
     assert len(set(first)) == len(first) and all(0.0 <= pause < interval for pause in first)
+
+
+def test_whoever_waits_is_told_when_another_backend_lists_the_model(play, prompt, monkeypatch):
+    monkeypatch.setattr(monitor, "MODELS_EVERY_S", 0.0)
+
+    def before(backends):
+        backends[1].models = ["n"]
+
+    async def scene(world):
+        gate = world.backends[0].gate = asyncio.Event()
+        await world.until(lambda: all(each.models for each in world.gateway.backends))
+        asking = [asyncio.ensure_future(world.ask(body=prompt)) for _ in range(2)]
+        await world.until(lambda: len(world.gateway.queue) == 1)
+        world.backends[1].models = ["n", "m"]
+        await world.until(lambda: len(world.backends[1].requests) == 1, "its turn")
+        gate.set()
+        assert [(await each).status for each in asking] == [200, 200]
+
+    play(scene, before=before, per_backend={"max_in_flight": 1}, queue={"timeout": 3.0})

@@ -1,7 +1,9 @@
 """The backends that there are: they come and go, fail and return, and some of them may be given a request."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from time import monotonic
+from typing import Any
 
 from fairlead import rng
 from fairlead.errors import FairleadError
@@ -37,7 +39,7 @@ class Backends:
             homes: whose conversations are where, by these rows.
             prompts: how large tokens are.
             events: where what happens is written down.
-            released: called when a backend may take more, be it new or back.
+            released: called when one of them may take a request that none could take before.
         """
         self._settings = settings
         self._ledger = ledger
@@ -96,6 +98,8 @@ class Backends:
         backend.draining = True
         backend.leaving = remove
         self._forget_drained(backend)
+        if remove:  # nobody may be known to serve its models now: then any will do
+            self._released()
 
     def keep(self, backend: Backend) -> None:
         """Give `backend` requests again."""
@@ -119,6 +123,19 @@ class Backends:
         old.discovered = False
         self.drain(old, remove=True)
         return new
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Several come and go: who waits is told when all of them have.
+
+        Else a request could be sent to any backend, for want of one that serves its model and comes next.
+        """
+        released, self._released = self._released, lambda: None
+        try:
+            yield
+        finally:
+            self._released = released
+            released()
 
     def _forget_drained(self, backend: Backend) -> None:
         """Let go of `backend` if it is to leave and has nothing in flight."""
@@ -157,19 +174,20 @@ class Backends:
         """
         there = {backend.name: backend for backend in self._all}
         wanted = {each.label for each in listed}
-        for backend in there.values():
-            if backend.name not in wanted and not backend.discovered:
-                self.drain(backend, remove=True)
-        for each in listed:
-            old, pool = there.get(each.label), pools.get(each.label)
-            if old is None:
-                self.add(each, pool=pool)
-                continue
-            if pool is not None:
-                old = self.replace(old, each, pool)
-            elif old.leaving:  # it is wanted again; what was drained by hand stays so
-                self.keep(old)
-            old.discovered = False
+        with self.at_once():
+            for backend in there.values():
+                if backend.name not in wanted and not backend.discovered:
+                    self.drain(backend, remove=True)
+            for each in listed:
+                old, pool = there.get(each.label), pools.get(each.label)
+                if old is None:
+                    self.add(each, pool=pool)
+                    continue
+                if pool is not None:
+                    old = self.replace(old, each, pool)
+                elif old.leaving:  # it is wanted again; what was drained by hand stays so
+                    self.keep(old)
+                old.discovered = False
 
     # Who may be given a request.
 
@@ -225,6 +243,14 @@ class Backends:
         """Nothing that `backend` was sent is cached or being read there any more; moving averages stay."""
         self._prefixes.forget(backend.row)
         self._ledger.forget_pace(backend.row)
+
+    def listed(self, backend: Backend, cards: list[dict[str, Any]]) -> None:
+        """`backend` has told its models, each with an `id`; those that it was declared to serve stand."""
+        backend.model_cards = cards
+        models = frozenset(card["id"] for card in cards)
+        if not backend.settings.models and backend.models != models:
+            backend.models = models
+            self._released()
 
     def fit_prefixes(self, backend: Backend) -> None:
         """Remember of what `backend` was sent in proportion to its KV cache, if its size is known."""

@@ -144,7 +144,6 @@ class Gateway:
             self._count_with(counter)
         self._apply(settings)
         self.backends.follow(settings.backends, pools)
-        self.queue.released()
 
     # Requests.
 

@@ -92,9 +92,7 @@ class Monitor:
             cards = [card for card in listed if isinstance(card.get("id"), str)]
         except (OSError, *NOT_JSON, KeyError, TypeError, AttributeError):
             return  # asked again later; until then it is taken to serve all models
-        backend.model_cards = cards
-        if not backend.settings.models:
-            backend.models = frozenset(card["id"] for card in cards)
+        self._gateway.backends.listed(backend, cards)
 
     async def _scrape_for_ever(self, backend: Backend) -> None:
         pause = _first_pause()
