@@ -4,6 +4,7 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from fairlead.serve import monitor
@@ -12,6 +13,11 @@ from fairlead.serve.gateway import Gateway
 from fairlead.serve.settings import parse_settings
 
 LOOKS = 4
+METRICS = b"""vllm:num_requests_running 3
+vllm:num_requests_waiting 2
+vllm:kv_cache_usage_perc 0.5
+vllm:cache_config_info{block_size="16",num_gpu_blocks="1000"} 1
+"""
 
 
 @pytest.mark.parametrize("task", ["_check_for_ever", "_scrape_for_ever"])
@@ -72,3 +78,47 @@ def test_whoever_waits_is_told_when_another_backend_lists_the_model(play, prompt
         assert [(await each).status for each in asking] == [200, 200]
 
     play(scene, before=before, per_backend={"max_in_flight": 1}, queue={"timeout": 3.0})
+
+
+def test_nothing_is_heard_of_a_backend_that_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its row in the ledger may be another's by then, whatever was about to be read."""
+
+    async def scene() -> None:
+        listed = [{"url": f"http://127.0.0.1:{port}", "name": str(port)} for port in (8, 9)]
+        health = {"interval": 0.001, "fail_after": 1}
+        old, new = (parse_settings({"backends": [each], "health": health}, "test") for each in listed)
+        gateway = Gateway(old)
+        watcher = monitor.Monitor(gateway)
+        (gone,) = gateway.backends
+        answers = dict[str, asyncio.Future[tuple[int, bytes]]]()
+        asked = list[str]()
+
+        async def answer(backend: Backend, path: str, timeout: float) -> tuple[int, bytes]:
+            asked.append(backend.name)
+            answers[path] = asyncio.get_running_loop().create_future()
+            return await answers[path]
+
+        monkeypatch.setattr(monitor, "get", answer)
+        watcher.follow()
+        await asyncio.sleep(0)
+        assert list(answers) == ["/health", "/metrics"]
+        answers["/health"].set_result((503, b""))
+        while answers["/health"].done():
+            await asyncio.sleep(0.001)
+        # Everything comes in the very moment in which it goes.
+        answers["/health"].set_result((200, b""))
+        answers["/metrics"].set_result((200, METRICS))
+        gateway.reload(new)
+        (there,) = gateway.backends
+        assert there.row == gone.row
+        gateway.prefixes.sent(there.row, np.ones(1, np.uint64), 0)
+        before = gateway.ledger.rows[there.row].copy(), gateway.prefixes._memory.sent_ends[there.row].copy()
+        for _ in range(5):
+            await asyncio.sleep(0.002)
+        assert gateway.ledger.scraped_at[there.row] == -np.inf
+        assert (gateway.ledger.rows[there.row] == before[0]).all()
+        assert (gateway.prefixes._memory.sent_ends[there.row] == before[1]).all()
+        assert asked.count(gone.name) == 3 and gone.reading is None
+        await watcher.stop()
+
+    asyncio.run(scene())

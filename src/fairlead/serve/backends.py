@@ -141,8 +141,8 @@ class Backends:
         """Let go of `backend` if it is to leave and has nothing in flight."""
         if backend.leaving and backend.in_flight == 0 and backend in self._all:
             self._all.remove(backend)
-            backend.pool.close()
-            self._ledger.remove(backend.row)
+            backend.close()
+            self._ledger.remove(backend.row)  # another may have it from now on
             self._events("backend_removed", backend=backend.name)
 
     # The settings are read again.
