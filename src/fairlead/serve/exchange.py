@@ -103,7 +103,7 @@ class Exchange:
         self.expected_hit = 0.0
         """Tokens of the prompt that the chosen backend may have cached."""
         self.keys: npt.NDArray[np.uint64] | None = None
-        """Of its prompt's chunks, from the choice of a backend until nothing of it is there any more."""
+        """Of its prompt's chunks, as `Placement` keeps them."""
         self.session = 0
         """The number of its conversation; 0: it has none."""
         self.usage: Usage | None = None
@@ -206,7 +206,7 @@ class Exchange:
         self._entry = gateway.ledger.routed(
             backend.row, self.prompt_estimate, self.decided, kind, self.expected_hit
         )
-        gateway.remember(self, backend)
+        gateway.placement.sent(self, backend)
 
     def connected(self, connection: UpstreamConnection) -> None:
         """A connection is there: send head and body."""
@@ -422,7 +422,7 @@ class Exchange:
             if self._entry is not None:
                 entry, self._entry = self._entry, None
                 self._gateway.ledger.lost(entry)
-                self._gateway.let_go(self, self.backend, entry.streamed)
+                self._gateway.placement.let_go(self, self.backend, entry.streamed)
             self.backend.in_flight -= 1
             self.backend = None
 
@@ -438,7 +438,7 @@ class Exchange:
             elif self._entry is not None:
                 entry, self._entry = self._entry, None
                 self._gateway.ledger.finished_with(entry, self.output_tokens)
-                self._gateway.let_go(self, backend, self.output_tokens)
+                self._gateway.placement.let_go(self, backend, self.output_tokens)
             backend.output_tokens += self.output_tokens
             backend.prompt_tokens += self.prompt_estimate
         self._gateway.ended(self, backend)
