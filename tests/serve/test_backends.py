@@ -5,12 +5,13 @@ import asyncio
 import pytest
 
 from fairlead.errors import FairleadError
+from fairlead.serve.backend import pool_for
 from fairlead.serve.backends import Backends
 from fairlead.serve.homes import NOWHERE, Homes
 from fairlead.serve.ledger import Ledger
 from fairlead.serve.logs import EventLog
 from fairlead.serve.prefixes import Prefixes
-from fairlead.serve.settings import BackendSettings, parse_settings
+from fairlead.serve.settings import BackendSettings, Timeouts, parse_settings
 from fairlead.serve.tokens import PromptEstimate
 
 
@@ -19,6 +20,7 @@ class Alone:
 
     def __init__(self) -> None:
         self.released = 0
+        self.more = lambda: None
         self.homes = Homes()
         self.backends = Backends(
             parse_settings({"backends": [{"url": "http://127.0.0.1:9"}]}, "test"),
@@ -32,6 +34,7 @@ class Alone:
 
     def _more(self) -> None:
         self.released += 1
+        self.more()
 
     def add(self, name: str, *models: str) -> None:
         self.backends.add(BackendSettings(url="http://127.0.0.1:9", name=name, models=models))
@@ -70,6 +73,20 @@ def test_candidates_serve_the_model_and_are_up() -> None:
     assert alone.backends.any_free()  # whatever else holds of b and c
 
 
+def test_one_that_leaves_for_good_is_not_waited_for() -> None:
+    alone = Alone()
+    alone.add("a", "m")
+    alone.add("b", "n")
+    a, _ = alone.backends
+    a.in_flight = 1
+    alone.backends.drain(a, remove=False)
+    assert alone.candidates("m") == []  # it comes back
+    alone.backends.drain(a, remove=True)
+    assert alone.candidates("m") == ["b"]
+    alone.backends.keep(a)
+    assert alone.candidates("m") == ["a"]
+
+
 def test_whoever_waits_is_told_of_room() -> None:
     alone = Alone()
     alone.add("a")
@@ -84,6 +101,42 @@ def test_whoever_waits_is_told_of_room() -> None:
     assert alone.released == 2
     alone.backends.sweep(6.0)
     assert alone.released == 3 and backend.up
+
+
+def test_whoever_waits_is_told_who_serves_what() -> None:
+    alone = Alone()
+    alone.add("a")
+    alone.add("declared", "n")
+    a, declared = alone.backends
+    told = alone.released
+    cards = [{"id": "m", "owned_by": "us"}]
+    alone.backends.listed(a, cards)
+    assert a.models == {"m"} and a.model_cards == cards
+    assert alone.released == told + 1
+    alone.backends.listed(a, [{"id": "m", "owned_by": "you"}])
+    assert alone.released == told + 1  # it serves what it served
+    alone.backends.listed(declared, cards)
+    assert declared.models == {"n"} and declared.model_cards == cards  # what was declared stands
+    assert alone.released == told + 1
+    alone.backends.drain(a, remove=True)  # now nobody is known to serve its model
+    assert alone.released == told + 2
+
+
+def test_whoever_waits_is_told_of_several_that_come_and_go_when_all_of_them_have() -> None:
+    """Otherwise a request for a model would be sent to whoever is left, since nobody serves it as yet."""
+    alone = Alone()
+    alone.add("a", "m")
+    alone.add("b", "m")
+    alone.add("other", "n")
+    settings = [
+        BackendSettings(url="http://127.0.0.1:9", name=name, models=models)
+        for name, models in (("a", ("k",)), ("other", ("n",)), ("c", ("m",)))
+    ]
+    found: list[list[str]] = []
+    alone.more = lambda: found.append(alone.candidates("m"))
+    pool = pool_for(settings[0], Timeouts())
+    alone.backends.follow(settings, {"a": pool})  # another one, one that goes, one that comes
+    assert found == [["c"]]
 
 
 def test_one_that_leaves_finishes_first(capsys) -> None:
@@ -101,6 +154,21 @@ def test_one_that_leaves_finishes_first(capsys) -> None:
     assert '"event":"backend_removed","backend":"a"' in capsys.readouterr().err
     alone.add("b")  # in its place
     assert alone.homes.of(1) == NOWHERE
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"name": "b"}, {"name": "a", "url": "https://127.0.0.1:9", "ca": "/nonexistent.pem"}]
+)
+def test_one_that_cannot_be_replaced_stays_as_it_was(wrong: dict[str, str]) -> None:
+    alone = Alone()
+    alone.add("a")
+    alone.add("b")
+    a, b = alone.backends
+    a.discovered = True
+    with pytest.raises(FairleadError, match=r"called b already|nonexistent\.pem"):
+        alone.backends.replace(a, BackendSettings.model_validate({"url": "http://127.0.0.1:9", **wrong}))
+    assert list(alone.backends) == [a, b]
+    assert (a.name, a.state, a.discovered) == ("a", "up", True)
 
 
 def test_an_unhealthy_backend_gets_nothing_and_keeps_what_it_has(play, prompt):

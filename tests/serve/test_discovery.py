@@ -73,6 +73,19 @@ def test_backends_come_and_go_with_the_addresses(names):
     run(scene)
 
 
+def test_whoever_waits_is_told_of_several_that_come_and_go_when_all_of_them_have(names, monkeypatch):
+    async def scene(gateway, look):
+        names.addresses = ["10.0.0.1", "10.0.0.2"]
+        await look()
+        found: list[list[str]] = []
+        monkeypatch.setattr(gateway.queue, "released", lambda: found.append(urls(gateway)))
+        names.addresses = ["10.0.0.3", "10.0.0.4"]
+        await look()
+        assert found == [["http://10.0.0.3:8000", "http://10.0.0.4:8000"]]
+
+    run(scene)
+
+
 def test_one_that_has_gone_finishes_what_it_has_and_may_return_meanwhile(names):
     async def scene(gateway, look):
         names.addresses = ["10.0.0.1", "10.0.0.2"]

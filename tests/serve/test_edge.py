@@ -417,6 +417,32 @@ def test_answers_do_not_pile_up_before_a_client_that_does_not_read(play):
     play(scene, limits={"max_pipelined": 1000}, clean=False)
 
 
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_large_body_that_waits_for_its_turn_arrives_whole(play, prompt, chunked):
+    """It has come in many pieces by then, the first of which decides where it goes."""
+
+    async def scene(world):
+        gate = world.backends[0].gate = asyncio.Event()
+        client = await world.client()
+        client.request(body=prompt)
+        await world.until(lambda: len(world.backends[0].requests) == 1)
+        body = json.dumps(prompt | {"prompt": "x" * 500_000}).encode()
+        if chunked:
+            client.send(b"POST /v1/completions HTTP/1.1\r\nHost: g\r\nTransfer-Encoding: chunked\r\n\r\n")
+            client.send(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+        else:
+            client.request(body=body)
+        (connection,) = world.gateway.connections
+        await world.until(lambda: connection._queue[-1].complete and len(connection._queue) == 2)
+        assert len(connection._queue[-1].parts) > 1
+        gate.set()
+        assert [(await client.answer()).status for _ in range(2)] == [200, 200]
+        assert [each[3] for each in world.backends[0].requests[1:]] == [body]
+        assert world.gateway.backends.find("b0").errors == {}
+
+    play(scene, backends=1, limits={"inspect_bytes": 1000})
+
+
 @pytest.mark.parametrize("wrong", ["stalls", "breaks", "grows"])
 def test_an_error_never_stands_in_the_middle_of_an_answer(play, wrong):
     """The answer has begun before the upload is complete, and then the upload goes wrong."""

@@ -4,6 +4,7 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from fairlead.serve import monitor
@@ -12,6 +13,11 @@ from fairlead.serve.gateway import Gateway
 from fairlead.serve.settings import parse_settings
 
 LOOKS = 4
+METRICS = b"""vllm:num_requests_running 3
+vllm:num_requests_waiting 2
+vllm:kv_cache_usage_perc 0.5
+vllm:cache_config_info{block_size="16",num_gpu_blocks="1000"} 1
+"""
 
 
 @pytest.mark.parametrize("task", ["_check_for_ever", "_scrape_for_ever"])
@@ -53,3 +59,66 @@ def test_backends_that_are_met_together_are_not_looked_at_together(
     assert all(run[1:] == [interval] * (LOOKS - 1) for run in runs)
     first = [run[0] for run in runs]
     assert len(set(first)) == len(first) and all(0.0 <= pause < interval for pause in first)
+
+
+def test_whoever_waits_is_told_when_another_backend_lists_the_model(play, prompt, monkeypatch):
+    monkeypatch.setattr(monitor, "MODELS_EVERY_S", 0.0)
+
+    def before(backends):
+        backends[1].models = ["n"]
+
+    async def scene(world):
+        gate = world.backends[0].gate = asyncio.Event()
+        await world.until(lambda: all(each.models for each in world.gateway.backends))
+        asking = [asyncio.ensure_future(world.ask(body=prompt)) for _ in range(2)]
+        await world.until(lambda: len(world.gateway.queue) == 1)
+        world.backends[1].models = ["n", "m"]
+        await world.until(lambda: len(world.backends[1].requests) == 1, "its turn")
+        gate.set()
+        assert [(await each).status for each in asking] == [200, 200]
+
+    play(scene, before=before, per_backend={"max_in_flight": 1}, queue={"timeout": 3.0})
+
+
+def test_nothing_is_heard_of_a_backend_that_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its row in the ledger may be another's by then, whatever was about to be read."""
+
+    async def scene() -> None:
+        listed = [{"url": f"http://127.0.0.1:{port}", "name": str(port)} for port in (8, 9)]
+        health = {"interval": 0.001, "fail_after": 1}
+        old, new = (parse_settings({"backends": [each], "health": health}, "test") for each in listed)
+        gateway = Gateway(old)
+        watcher = monitor.Monitor(gateway)
+        (gone,) = gateway.backends
+        answers = dict[str, asyncio.Future[tuple[int, bytes]]]()
+        asked = list[str]()
+
+        async def answer(backend: Backend, path: str, timeout: float) -> tuple[int, bytes]:
+            asked.append(backend.name)
+            answers[path] = asyncio.get_running_loop().create_future()
+            return await answers[path]
+
+        monkeypatch.setattr(monitor, "get", answer)
+        watcher.follow()
+        await asyncio.sleep(0)
+        assert list(answers) == ["/health", "/metrics"]
+        answers["/health"].set_result((503, b""))
+        while answers["/health"].done():
+            await asyncio.sleep(0.001)
+        # Everything comes in the very moment in which it goes.
+        answers["/health"].set_result((200, b""))
+        answers["/metrics"].set_result((200, METRICS))
+        gateway.reload(new)
+        (there,) = gateway.backends
+        assert there.row == gone.row
+        gateway.prefixes.sent(there.row, np.ones(1, np.uint64), 0)
+        before = gateway.ledger.rows[there.row].copy(), gateway.prefixes._memory.sent_ends[there.row].copy()
+        for _ in range(5):
+            await asyncio.sleep(0.002)
+        assert gateway.ledger.scraped_at[there.row] == -np.inf
+        assert (gateway.ledger.rows[there.row] == before[0]).all()
+        assert (gateway.prefixes._memory.sent_ends[there.row] == before[1]).all()
+        assert asked.count(gone.name) == 3 and gone.reading is None
+        await watcher.stop()
+
+    asyncio.run(scene())

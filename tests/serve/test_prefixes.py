@@ -201,16 +201,16 @@ CACHE_METRICS = (
 
 @pytest.mark.parametrize("known_by", ["its metrics", "its settings"])
 def test_what_is_remembered_follows_the_size_of_the_kv_cache(play, known_by):
+    declared = {"kv_capacity_tokens": 64_000} if known_by == "its settings" else {}
+
     def before(backends):
-        size = "" if known_by == "its settings" else ',num_gpu_blocks="4000"'  # of 16 tokens
+        size = "" if declared else ',num_gpu_blocks="4000"'  # of 16 tokens
         text = CACHE_METRICS.format(queries=0, caching=True)
         backends[0].raw_metrics = text.replace("} 1", size + "} 1").encode()
 
     async def scene(world):
         gateway, (backend,) = world.gateway, world.gateway.backends
         ends = gateway.prefixes._memory.sent_ends
-        if known_by == "its settings":
-            backend.settings = backend.settings.model_copy(update={"kv_capacity_tokens": 64_000})
         await world.until(lambda: ends[backend.row, MOST] == 1000, "64,000 tokens in chunks of 64")
         # Tokens of this text turn out to have eight bytes.
         gateway.prompts.learn("m", 80_000, 10_000)
@@ -219,7 +219,7 @@ def test_what_is_remembered_follows_the_size_of_the_kv_cache(play, known_by):
         gateway.reload(gateway.settings.model_copy(update={"gateways": 4}))
         await world.until(lambda: ends[backend.row, MOST] == 500, "a quarter of them")
 
-    play(scene, backends=1, before=before)
+    play(scene, backends=1, before=before, per_backend=declared)
 
 
 def expected_hit(world):

@@ -101,6 +101,26 @@ def test_all_backends_are_down_and_one_comes_back(play, prompt):
     play(scene, queue={"timeout": 15.0})
 
 
+def test_nobody_waits_any_more_when_the_last_to_serve_a_model_leaves(play, prompt):
+    """Then any backend will say that it does not serve it."""
+
+    async def scene(world):
+        gate = world.backends[0].gate = asyncio.Event()
+        first, second = world.gateway.backends
+        first.models, second.models = frozenset("m"), frozenset("n")
+        asking = [asyncio.ensure_future(world.ask(body=prompt)) for _ in range(2)]
+        await world.until(lambda: len(world.gateway.queue) == 1)
+        world.gateway.backends.drain(first, remove=True)
+        await world.until(lambda: len(world.backends[1].requests) == 1, "its turn")
+        gate.set()
+        assert [(await each).status for each in asking] == [200, 200]
+
+    def before(backends):
+        backends[0].models, backends[1].models = ["m"], ["n"]
+
+    play(scene, before=before, per_backend={"max_in_flight": 1}, queue={"timeout": 3.0})
+
+
 def test_a_full_queue_is_told(play, prompt):
     async def scene(world):
         gate = world.backends[0].gate = asyncio.Event()

@@ -100,7 +100,6 @@ class Administration:
             gateway.events("backend_added", backend=backend.name, url=backend.settings.url)
         elif len(parts) == 2 and parts[0] == "backends" and method == "DELETE":
             backends.drain(backends.find(parts[1]), remove=True)
-            self._monitor.follow()
         elif len(parts) == 3 and parts[0] == "backends" and method == "POST" and parts[2] == "drain":
             backends.drain(backends.find(parts[1]), remove=False)
         elif len(parts) == 3 and parts[0] == "backends" and method == "POST" and parts[2] == "resume":

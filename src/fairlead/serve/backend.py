@@ -1,5 +1,6 @@
 """One backend: where it is, whether it can be used, and what has been counted about it."""
 
+import asyncio
 from typing import Any, Literal
 
 from fairlead.serve.ledger import UNKNOWN_KV_CAPACITY, Ledger
@@ -91,6 +92,8 @@ class Backend:
         self.settings = settings
         self.name = settings.label
         self.pool = pool
+        self.watchers: list[asyncio.Task[None]] = []
+        """What looks at it from time to time; ended with it."""
         rest = settings.url.partition("://")[2]
         authority, slash, path = rest.partition("/")
         self.authority = authority.encode()
@@ -143,6 +146,12 @@ class Backend:
         self.ttft = Histogram(TTFT_BUCKETS)
         self.itl = Histogram(ITL_BUCKETS)
         self.e2e = Histogram(E2E_BUCKETS)
+
+    def close(self) -> None:
+        """It is gone: from now on nothing is sent to it, and nothing heard of it."""
+        for task in self.watchers:
+            task.cancel()
+        self.pool.close()
 
     @property
     def state(self) -> State:

@@ -1,7 +1,9 @@
 """The backends that there are: they come and go, fail and return, and some of them may be given a request."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from time import monotonic
+from typing import Any
 
 from fairlead import rng
 from fairlead.errors import FairleadError
@@ -37,7 +39,7 @@ class Backends:
             homes: whose conversations are where, by these rows.
             prompts: how large tokens are.
             events: where what happens is written down.
-            released: called when a backend may take more, be it new or back.
+            released: called when one of them may take a request that none could take before.
         """
         self._settings = settings
         self._ledger = ledger
@@ -96,6 +98,8 @@ class Backends:
         backend.draining = True
         backend.leaving = remove
         self._forget_drained(backend)
+        if remove:  # nobody may be known to serve its models now: then any will do
+            self._released()
 
     def keep(self, backend: Backend) -> None:
         """Give `backend` requests again."""
@@ -108,20 +112,37 @@ class Backends:
         Raises:
             FairleadError: as `add`; then `old` stays.
         """
-        pool = pool or pool_for(settings, self._settings.timeouts)
-        names = {backend.name for backend in self._all}
-        again = (f"{old.name} (replaced{f' {count}' if count else ''})" for count in range(len(names) + 1))
-        old.name = next(name for name in again if name not in names)
-        discovered, old.discovered = old.discovered, False
+        name, names = old.name, {backend.name for backend in self._all}
+        again = (f"{name} (replaced{f' {count}' if count else ''})" for count in range(len(names) + 1))
+        old.name = next(each for each in again if each not in names)  # the new one may have its name
+        try:
+            new = self.add(settings, discovered=old.discovered, pool=pool)
+        except FairleadError:
+            old.name = name
+            raise
+        old.discovered = False
         self.drain(old, remove=True)
-        return self.add(settings, discovered=discovered, pool=pool)
+        return new
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Several come and go: who waits is told when all of them have.
+
+        Else a request could be sent to any backend, for want of one that serves its model and comes next.
+        """
+        released, self._released = self._released, lambda: None
+        try:
+            yield
+        finally:
+            self._released = released
+            released()
 
     def _forget_drained(self, backend: Backend) -> None:
         """Let go of `backend` if it is to leave and has nothing in flight."""
         if backend.leaving and backend.in_flight == 0 and backend in self._all:
             self._all.remove(backend)
-            backend.pool.close()
-            self._ledger.remove(backend.row)
+            backend.close()
+            self._ledger.remove(backend.row)  # another may have it from now on
             self._events("backend_removed", backend=backend.name)
 
     # The settings are read again.
@@ -153,19 +174,20 @@ class Backends:
         """
         there = {backend.name: backend for backend in self._all}
         wanted = {each.label for each in listed}
-        for backend in there.values():
-            if backend.name not in wanted and not backend.discovered:
-                self.drain(backend, remove=True)
-        for each in listed:
-            old, pool = there.get(each.label), pools.get(each.label)
-            if old is None:
-                self.add(each, pool=pool)
-                continue
-            if pool is not None:
-                old = self.replace(old, each, pool)
-            elif old.leaving:  # it is wanted again; what was drained by hand stays so
-                self.keep(old)
-            old.discovered = False
+        with self.at_once():
+            for backend in there.values():
+                if backend.name not in wanted and not backend.discovered:
+                    self.drain(backend, remove=True)
+            for each in listed:
+                old, pool = there.get(each.label), pools.get(each.label)
+                if old is None:
+                    self.add(each, pool=pool)
+                    continue
+                if pool is not None:
+                    old = self.replace(old, each, pool)
+                elif old.leaving:  # it is wanted again; what was drained by hand stays so
+                    self.keep(old)
+                old.discovered = False
 
     # Who may be given a request.
 
@@ -180,8 +202,10 @@ class Backends:
             and (not backend.models or not model or model in backend.models)
             and backend not in excluded
         ]
-        if not found and model and not any(model in backend.models for backend in self._all):
-            # Nobody is known to serve it: any backend will say so in its own words.
+        if not found and model and not any(model in each.models and not each.leaving for each in self._all):
+            # Nobody is known to serve it: any backend will say so in its own words. One that is only drained
+            # counts, as one that is ejected does: it comes back, and is worth waiting for. One that leaves
+            # takes the model with it, however long it still works on what it has.
             found = [each for each in self._all if each.up and each not in excluded]
         return found
 
@@ -219,6 +243,14 @@ class Backends:
         """Nothing that `backend` was sent is cached or being read there any more; moving averages stay."""
         self._prefixes.forget(backend.row)
         self._ledger.forget_pace(backend.row)
+
+    def listed(self, backend: Backend, cards: list[dict[str, Any]]) -> None:
+        """`backend` has told its models, each with an `id`; those that it was declared to serve stand."""
+        backend.model_cards = cards
+        models = frozenset(card["id"] for card in cards)
+        if not backend.settings.models and backend.models != models:
+            backend.models = models
+            self._released()
 
     def fit_prefixes(self, backend: Backend) -> None:
         """Remember of what `backend` was sent in proportion to its KV cache, if its size is known."""

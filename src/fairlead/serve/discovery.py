@@ -75,15 +75,16 @@ class Discovery:
         self._found = {
             name: each for name, each in self._found.items() if each in backends and each.discovered
         }
-        for name, backend in list(self._found.items()):
-            if name not in wanted and not backend.leaving:
-                backends.drain(backend, remove=True)
-            elif name in wanted and backend.settings != wanted[name]:  # the template is another one now
-                self._found[name] = backends.replace(backend, wanted[name])
-            elif name in wanted and backend.leaving:
-                backends.keep(backend)
-        taken = {backend.name for backend in backends}
-        for name, settings in wanted.items():
-            if name not in taken:
-                self._found[name] = backends.add(settings, discovered=True)
-                self._gateway.events("backend_found", backend=name)
+        with backends.at_once():
+            for name, backend in list(self._found.items()):
+                if name not in wanted and not backend.leaving:
+                    backends.drain(backend, remove=True)
+                elif name in wanted and backend.settings != wanted[name]:  # the template is another one now
+                    self._found[name] = backends.replace(backend, wanted[name])
+                elif name in wanted and backend.leaving:
+                    backends.keep(backend)
+            taken = {backend.name for backend in backends}
+            for name, settings in wanted.items():
+                if name not in taken:
+                    self._found[name] = backends.add(settings, discovered=True)
+                    self._gateway.events("backend_found", backend=name)

@@ -6,6 +6,7 @@ from fairlead.serve.backend import Backend
 from fairlead.serve.backends import Backends
 from fairlead.serve.ledger import Ledger
 from fairlead.serve.messages import Headers
+from fairlead.serve.placement import Placement
 from fairlead.serve.prompt_tokens import PromptCounter
 from fairlead.serve.queue import Queue
 from fairlead.serve.settings import Limits, Timeouts
@@ -34,6 +35,7 @@ class Dispatcher(Protocol[E]):
     backends: Backends
     queue: Queue
     ledger: Ledger
+    placement: Placement
     prompts: PromptEstimate
     counter: PromptCounter | None
     """Counts prompts, if that is configured."""
@@ -53,12 +55,6 @@ class Dispatcher(Protocol[E]):
 
     def place(self, exchange: E) -> Backend | None:
         """Choose a backend; None if the exchange has to wait or has been answered."""
-
-    def remember(self, exchange: E, backend: Backend) -> None:
-        """It has been sent to `backend`: what later choices are to know of its prompt and conversation."""
-
-    def let_go(self, exchange: E, backend: Backend, answer: int) -> None:
-        """It is not at `backend` any more, where `answer` tokens were generated for it."""
 
     def ended(self, exchange: E, backend: Backend | None) -> None:
         """The exchange is over."""

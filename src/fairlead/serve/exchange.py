@@ -22,6 +22,7 @@ from fairlead.serve.relay import Relay
 from fairlead.serve.request import Request
 from fairlead.serve.tokens import Usage
 from fairlead.serve.totals import TOTALLED, asking
+from fairlead.serve.upload import Upload
 from fairlead.serve.upstream import UpstreamConnection
 
 if TYPE_CHECKING:
@@ -37,15 +38,13 @@ class Exchange:
 
     __slots__ = (
         "_asks",
-        "_chunked_up",
         "_connecting",
         "_entry",
         "_gateway",
         "_held_up",
-        "_parts",
         "_relay",
-        "_size",
         "_stale",
+        "_upload",
         "_upstream",
         "attempts",
         "backend",
@@ -103,7 +102,7 @@ class Exchange:
         self.expected_hit = 0.0
         """Tokens of the prompt that the chosen backend may have cached."""
         self.keys: npt.NDArray[np.uint64] | None = None
-        """Of its prompt's chunks, from the choice of a backend until nothing of it is there any more."""
+        """Of its prompt's chunks, as `Placement` keeps them."""
         self.session = 0
         """The number of its conversation; 0: it has none."""
         self.usage: Usage | None = None
@@ -112,9 +111,7 @@ class Exchange:
         """The view at the decision, for the decision log."""
         self.span: Span | None = None
         """Where requests are traced."""
-        self._parts: list[bytes] = []
-        self._size = 0
-        self._chunked_up = False
+        self._upload = Upload(request, gateway.limits.inspect_bytes)
         self._upstream: UpstreamConnection | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._entry: Entry | None = None
@@ -127,36 +124,22 @@ class Exchange:
 
     def body(self, data: bytes) -> None:
         """A piece of the request's body."""
-        self._size += len(data)
-        if self._upstream is not None:
-            self._parts.clear()  # it cannot be sent again from now on
-            self._send(data)
-            return
-        self._parts.append(data)
-        limit = self._gateway.limits.inspect_bytes
-        if self.facts is None:
-            if self._size > limit or self.request.length > limit:
-                prefix = b"".join(self._parts)
-                self._parts = [prefix]
-                self.facts = partial_facts(prefix, max(self.request.length, self._size))
-                self.dispatch()
-        elif self._size > 2 * limit:
-            self.request.connection.read(False)
+        upload = self._upload
+        if upload.take(data, self._upstream) and self.facts is None:
+            self.facts = partial_facts(upload.kept(), max(self.request.length, upload.size))
+            self.dispatch()
 
     def end(self) -> None:
         """The request is complete."""
         if self.facts is not None:
             if self._upstream is not None:
-                if self._chunked_up:
-                    self._upstream.write(b"0\r\n\r\n")
-                self._upstream.request_complete = True
+                self._upload.finish(self._upstream)
             return
-        body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        self._parts = [body] if body else []
+        body = self._upload.kept()
         self.facts = facts = read_facts(body, self.request.path) if body else _NO_BODY
         if self._gateway.ask_usage and facts.no_stream_options and self.request.path in TOTALLED:
             self._asks = True
-            self._parts = [asking(body)]
+            self._upload.replace(asking(body))
         counter = self._gateway.counter
         if counter is None or not counter.begin(self, self.request.path):
             self.dispatch()
@@ -206,52 +189,27 @@ class Exchange:
         self._entry = gateway.ledger.routed(
             backend.row, self.prompt_estimate, self.decided, kind, self.expected_hit
         )
-        gateway.remember(self, backend)
+        gateway.placement.sent(self, backend)
 
     def connected(self, connection: UpstreamConnection) -> None:
         """A connection is there: send head and body."""
         self._connecting = None
         self._upstream = connection
-        request = self.request
-        body = b"".join(self._parts) if len(self._parts) > 1 else self._parts[0] if self._parts else b""
-        self._chunked_up = False
-        if request.complete:
-            length = b"Content-Length: %d\r\n" % len(body) if body or request.method == b"POST" else b""
-        elif request.length >= 0:
-            length = b"Content-Length: %d\r\n" % request.length
-        else:
-            length = b"Transfer-Encoding: chunked\r\n"
-            self._chunked_up = True
         gateway, backend = self._gateway, self.backend
         assert backend is not None
         context = None
         if self.span is not None and gateway.traces is not None:
             context = gateway.traces.headers(self.span)
         head = request_head(
-            request,
+            self.request,
             backend,
             self.request_id,
-            length,
             keyed=gateway.keyed,
             orca=gateway.orca,
             plain=self._asks,
             context=context,
         )
-        if self._chunked_up:
-            connection.write(head)
-            if body:
-                self._send(body)
-        else:
-            connection.write(head + body)
-        connection.request_complete = request.complete
-        if not request.complete:
-            if self._size > self._gateway.limits.inspect_bytes:
-                self._parts.clear()
-            request.connection.read(True)
-
-    def _send(self, data: bytes) -> None:
-        assert self._upstream is not None
-        self._upstream.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked_up else data)
+        self._upload.begin(head, connection)
 
     def connect_failed(self, reason: str) -> None:
         """No connection could be made: nothing has been sent, so any request may go elsewhere."""
@@ -357,10 +315,8 @@ class Exchange:
         return self._gateway.backends.has_other(self.facts.model, [*self.tried, self.backend])
 
     def _can_start_again(self, *, sent: bool) -> bool:
-        if self.attempts >= self._gateway.attempts or self._relay is not None:
+        if self.attempts >= self._gateway.attempts or self._relay is not None or not self._upload.here:
             return False
-        if self._size and not self._parts:
-            return False  # the body has been streamed and is not here any more
         if not sent:
             return True
         assert self.facts is not None
@@ -422,7 +378,7 @@ class Exchange:
             if self._entry is not None:
                 entry, self._entry = self._entry, None
                 self._gateway.ledger.lost(entry)
-                self._gateway.let_go(self, self.backend, entry.streamed)
+                self._gateway.placement.let_go(self, self.backend, entry.streamed)
             self.backend.in_flight -= 1
             self.backend = None
 
@@ -438,7 +394,7 @@ class Exchange:
             elif self._entry is not None:
                 entry, self._entry = self._entry, None
                 self._gateway.ledger.finished_with(entry, self.output_tokens)
-                self._gateway.let_go(self, backend, self.output_tokens)
+                self._gateway.placement.let_go(self, backend, self.output_tokens)
             backend.output_tokens += self.output_tokens
             backend.prompt_tokens += self.prompt_estimate
         self._gateway.ended(self, backend)

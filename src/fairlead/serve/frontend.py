@@ -430,12 +430,15 @@ class ClientConnection(asyncio.Protocol):
         sink = self._handled(request)
         if sink is None:
             return
+        # Whoever answers has yet to be given the rest of the body, whether or not it is here.
+        complete, request.complete = request.complete, False
         for part in request.parts:
             sink.body(part)
             if request.sink is None:
                 return
         request.parts.clear()
-        if request.complete and request.sink is not None:
+        if complete:
+            request.complete = True
             self.deadline = float("inf")
             sink.end()
 

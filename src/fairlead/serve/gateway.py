@@ -25,7 +25,7 @@ from fairlead.serve.logs import EventLog, JsonLines
 from fairlead.serve.messages import error_body
 from fairlead.serve.metrics import exposition
 from fairlead.serve.placement import Placement
-from fairlead.serve.prefixes import Prefixes, answer_chunks
+from fairlead.serve.prefixes import Prefixes
 from fairlead.serve.prompt_tokens import PromptCounter
 from fairlead.serve.queue import Queue
 from fairlead.serve.records import decision_record, request_record
@@ -144,7 +144,6 @@ class Gateway:
             self._count_with(counter)
         self._apply(settings)
         self.backends.follow(settings.backends, pools)
-        self.queue.released()
 
     # Requests.
 
@@ -220,23 +219,6 @@ class Gateway:
         except PolicyFailed as failure:
             exchange.fail(500, f"the routing policy failed: {failure}", "policy")
             return None
-
-    def remember(self, exchange: Exchange, backend: Backend) -> None:
-        """It has been sent to `backend`, which may keep its prompt cached: its conversation is there now."""
-        if exchange.keys is not None:
-            if backend.reading is None or backend.reading.caches_prefixes:
-                self.prefixes.sent(backend.row, exchange.keys, exchange.session)
-            else:
-                exchange.keys = None
-        self.homes.sent(exchange.session, backend.row)
-
-    def let_go(self, exchange: Exchange, backend: Backend, answer: int) -> None:
-        """It is not at `backend` any more, where `answer` tokens were generated for it."""
-        if exchange.keys is not None:
-            assert exchange.facts is not None
-            chunks = answer_chunks(exchange.facts, exchange.prompt_estimate, answer)
-            self.prefixes.answered(backend.row, exchange.keys, exchange.session, chunks)
-            exchange.keys = None
 
     def ended(self, exchange: Exchange, backend: Backend | None) -> None:
         """Book an exchange that is over; `backend` is where it was last."""

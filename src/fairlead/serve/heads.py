@@ -25,7 +25,7 @@ LOAD_FORMAT = b"endpoint-load-metrics-format"
 
 _REQUEST = (
     b"%b %b%b HTTP/1.1\r\nHost: %b\r\n%b%bX-Request-Id: %b\r\n"
-    b"X-Forwarded-For: %b%b\r\nX-Forwarded-Proto: %b\r\nVia: %b%b\r\n%b\r\n"
+    b"X-Forwarded-For: %b%b\r\nX-Forwarded-Proto: %b\r\nVia: %b%b\r\n"
 )
 
 
@@ -33,20 +33,18 @@ def request_head(
     request: "Request",
     backend: "Backend",
     request_id: bytes,
-    length: bytes,
     *,
     keyed: bool,
     orca: bool,
     plain: bool,
     context: Headers | None,
 ) -> bytes:
-    """What `backend` is sent before the body.
+    """What `backend` is sent first: the line that says how long the body is, and an empty one, follow.
 
     Args:
         request: of the client.
         backend: where it goes.
         request_id: by which both sides may find it again.
-        length: the line that says how long the body is, with its line end; empty: there is none.
         keyed: the client's `Authorization` was meant for the gateway.
         orca: ask for a load report.
         plain: the answer must not be compressed: its events are to be read on the way.
@@ -83,7 +81,6 @@ def request_head(
         scheme,
         via,
         VIA,
-        length,
     )
 
 

@@ -32,7 +32,6 @@ class Monitor:
         self._gateway = gateway
         self.applications: list[Application] = [gateway]
         """Whose connections have deadlines."""
-        self._tasks: dict[Backend, list[asyncio.Task[None]]] = {}
         self._sweeper: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -41,27 +40,23 @@ class Monitor:
         self.follow()
 
     def follow(self) -> None:
-        """Watch the backends that there are now, and no others."""
+        """Watch the backends that are new; those that go end it themselves."""
         loop = asyncio.get_running_loop()
         for backend in self._gateway.backends:
-            if backend not in self._tasks:
-                self._tasks[backend] = [
+            if not backend.watchers:
+                backend.watchers = [
                     loop.create_task(self._check_for_ever(backend)),
                     loop.create_task(self._scrape_for_ever(backend)),
                 ]
-        for backend in [each for each in self._tasks if each not in self._gateway.backends]:
-            for task in self._tasks.pop(backend):
-                task.cancel()
 
     async def stop(self) -> None:
         """End all tasks."""
-        tasks = [task for each in self._tasks.values() for task in each]
+        tasks = [task for backend in self._gateway.backends for task in backend.watchers]
         if self._sweeper is not None:
             tasks.append(self._sweeper)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._tasks.clear()
 
     async def _check_for_ever(self, backend: Backend) -> None:
         models_due = 0.0
@@ -92,9 +87,7 @@ class Monitor:
             cards = [card for card in listed if isinstance(card.get("id"), str)]
         except (OSError, *NOT_JSON, KeyError, TypeError, AttributeError):
             return  # asked again later; until then it is taken to serve all models
-        backend.model_cards = cards
-        if not backend.settings.models:
-            backend.models = frozenset(card["id"] for card in cards)
+        self._gateway.backends.listed(backend, cards)
 
     async def _scrape_for_ever(self, backend: Backend) -> None:
         pause = _first_pause()
@@ -148,8 +141,7 @@ class Monitor:
                 if connection.deadline <= now:
                     connection.expired()
         gateway.backends.sweep(now)
-        if len(self._tasks) != len(gateway.backends) or any(b not in self._tasks for b in gateway.backends):
-            self.follow()
+        self.follow()
         for log in (gateway.requests_log, gateway.decisions_log):
             if log is not None:
                 log.flush()

@@ -188,7 +188,7 @@ class Server:
             for connection in list(self._administration.connections):
                 connection.abort()
         for backend in gateway.backends:
-            backend.pool.close()
+            backend.close()
         await asyncio.sleep(0)
         if gateway.traces is not None:
             await asyncio.to_thread(gateway.traces.close)

@@ -337,6 +337,7 @@ class Pool:
             raise FairleadError(f"{url}: the certificates in {ca} cannot be used: {error}") from None
         self._idle: deque[UpstreamConnection] = deque()
         self._connecting: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     def connect(self, caller: Caller, *, fresh: bool = False) -> asyncio.Task[None] | None:
         """Give `caller` an idle connection at once (unless `fresh`), or a new one when it is there.
@@ -356,6 +357,9 @@ class Pool:
         return task
 
     async def _open(self, caller: Caller) -> None:
+        if self._closed:
+            caller.connect_failed("it is not used any more")
+            return
         connection = UpstreamConnection(self)
         try:
             # The name is resolved anew for every connection: addresses may change.
@@ -398,7 +402,8 @@ class Pool:
             self._idle.popleft().drop()
 
     def close(self) -> None:
-        """Close all connections and give up on those being made."""
+        """Close all connections and give up on those being made; no more are made."""
+        self._closed = True
         for task in self._connecting:
             task.cancel()
         for connection in list(self.connections):
