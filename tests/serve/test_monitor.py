@@ -49,7 +49,7 @@ def test_backends_that_are_met_together_are_not_looked_at_together(
         monkeypatch.setattr(monitor, "asyncio", SimpleNamespace(sleep=sleep))
         monkeypatch.setattr(monitor, "get", nobody)
         gateway = SimpleNamespace(settings=settings)
-        backend = SimpleNamespace(name="b", scrape_errors=0, checked=lambda *_: False)
+        backend = SimpleNamespace(name="b", scrape_errors=0, models_due=0.0, checked=lambda *_: False)
         watcher = monitor.Monitor(cast(Gateway, gateway))
         with pytest.raises(asyncio.CancelledError):
             await getattr(watcher, task)(cast(Backend, backend))
@@ -59,6 +59,30 @@ def test_backends_that_are_met_together_are_not_looked_at_together(
     assert all(run[1:] == [interval] * (LOOKS - 1) for run in runs)
     first = [run[0] for run in runs]
     assert len(set(first)) == len(first) and all(0.0 <= pause < interval for pause in first)
+
+
+@pytest.mark.parametrize("what", ["check", "scrape"])
+def test_a_look_at_a_backend_that_fails_in_an_unforeseen_way_is_told_and_not_the_last(
+    what, play, monkeypatch
+):
+    looks = 0
+
+    async def scene(world):
+        def broken(*_: Any) -> None:
+            nonlocal looks
+            looks += 1
+            raise ArithmeticError("nobody thought of this")
+
+        told: list[tuple[str, dict[str, Any]]] = []
+        monkeypatch.setattr(world.gateway, "events", lambda event, **fields: told.append((event, fields)))
+        where = {"check": (Backend, "checked"), "scrape": (monitor, "read_metrics")}[what]
+        monkeypatch.setattr(*where, broken)
+        await world.until(lambda: looks >= 3)
+        failed = [fields for event, fields in told if event == f"{what}_failed"]
+        assert failed[0]["error"] == "ArithmeticError: nobody thought of this"
+        assert failed[0]["backend"] in {each.name for each in world.gateway.backends}
+
+    play(scene)
 
 
 def test_whoever_waits_is_told_when_another_backend_lists_the_model(play, prompt, monkeypatch):

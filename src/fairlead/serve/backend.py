@@ -120,6 +120,8 @@ class Backend:
         """Found by name, not listed in the settings."""
         self.model_cards: list[dict[str, Any]] = []
         """What its `/v1/models` listed last."""
+        self.models_due = 0.0
+        """When they are to be read again (s, monotonic)."""
         self.reading: Reading | None = None
         """The last reading of its metrics."""
         self.ejected_until = 0.0

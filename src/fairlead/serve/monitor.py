@@ -59,26 +59,33 @@ class Monitor:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _check_for_ever(self, backend: Backend) -> None:
-        models_due = 0.0
         pause = _first_pause()
         while True:
             health = self._gateway.settings.health
             try:
-                status, _ = await get(backend, health.path, health.timeout)
-                good = status == 200
-            except OSError:
-                good = False
-            if backend.checked(good, monotonic(), health):
-                self._gateway.events("backend_healthy" if good else "backend_unhealthy", backend=backend.name)
-                if good:
-                    self._gateway.backends.restarted(backend)
-                models_due = 0.0
-                self._gateway.queue.released()
-            if good and monotonic() >= models_due:
-                await self._read_models(backend)
-                models_due = monotonic() + MODELS_EVERY_S
+                await self.check(backend)
+            except Exception as error:  # whatever it is, the backend is looked at again
+                self._failed("check", error, backend)
             await asyncio.sleep(health.interval * pause)
             pause = 1.0
+
+    async def check(self, backend: Backend) -> None:
+        """Ask once for a backend's health, and for its models if that is due."""
+        health = self._gateway.settings.health
+        try:
+            status, _ = await get(backend, health.path, health.timeout)
+            good = status == 200
+        except OSError:
+            good = False
+        if backend.checked(good, monotonic(), health):
+            self._gateway.events("backend_healthy" if good else "backend_unhealthy", backend=backend.name)
+            if good:
+                self._gateway.backends.restarted(backend)
+            backend.models_due = 0.0
+            self._gateway.queue.released()
+        if good and monotonic() >= backend.models_due:
+            await self._read_models(backend)
+            backend.models_due = monotonic() + MODELS_EVERY_S
 
     async def _read_models(self, backend: Backend) -> None:
         try:
@@ -96,7 +103,10 @@ class Monitor:
             if settings.interval is None:
                 await asyncio.sleep(1.0)
                 continue
-            await self.scrape(backend)
+            try:
+                await self.scrape(backend)
+            except Exception as error:  # as above
+                self._failed("scrape", error, backend)
             await asyncio.sleep(settings.interval * pause)
             pause = 1.0
 
@@ -128,7 +138,11 @@ class Monitor:
             try:
                 self.sweep(monotonic())
             except Exception as error:  # whatever it is, the deadlines of all others still count
-                self._gateway.events("sweep_failed", error=f"{type(error).__name__}: {error}")
+                self._failed("sweep", error)
+
+    def _failed(self, what: str, error: Exception, backend: Backend | None = None) -> None:
+        where = {} if backend is None else {"backend": backend.name}
+        self._gateway.events(f"{what}_failed", **where, error=f"{type(error).__name__}: {error}")
 
     def sweep(self, now: float) -> None:
         """Act on every deadline that has passed."""
