@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from tests.benchmarks import scripts
@@ -34,7 +35,8 @@ def fine_tuning() -> ModuleType:
 @pytest.fixture
 def start(tmp_path: Path) -> Path:
     path = tmp_path / "start.onnx"
-    export_onnx(RouterNetwork(hidden=8, seed=0), path, config={"network": {"hidden": 8}}, training={})
+    shape: dict[str, Any] = {"hidden": 8, "layer_norm": False}
+    export_onnx(RouterNetwork(**shape, seed=0), path, config={"network": shape}, training={})
     return path
 
 
