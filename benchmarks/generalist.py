@@ -87,7 +87,7 @@ def settings(options: argparse.Namespace) -> list[Stage]:
             policies[stage] = str(options.out / stage / "policy.onnx")
             before = stage
             continue
-        shared = {"start_from": before, **content.get("training", {}), **own}
+        shared = _over({"start_from": before, **content.get("training", {})}, own)
         kinds = shared.pop("kinds", None)
         more = _flat(shared.pop("scenarios", []))
         taught_by = shared.pop("taught_by", {})
@@ -137,14 +137,18 @@ def _flat(names: list[Any]) -> list[str]:
     return [name for each in names for name in ([each] if isinstance(each, str) else _flat(each))]
 
 
+def _over(shared: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """`shared` settings with `own` above them, section by section."""
+    return {
+        key: {**shared[key], **own[key]} if isinstance(shared.get(key), dict) and key in own else value
+        for key, value in {**shared, **own}.items()
+    }
+
+
 def _of_kind(stage: dict[str, Any], kind: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """A stage's settings with those of one of its kinds, and the kind's scenarios."""
     names = list(kind.pop("scenarios"))
-    merged = {
-        key: {**stage[key], **kind[key]} if isinstance(stage.get(key), dict) and key in kind else value
-        for key, value in {**stage, **kind}.items()
-    }
-    return merged, names
+    return _over(stage, kind), names
 
 
 def _config(

@@ -139,6 +139,17 @@ def test_whoever_waits_is_told_of_several_that_come_and_go_when_all_of_them_have
     assert found == [["c"]]
 
 
+def test_one_that_is_replaced_gets_a_name_that_is_not_listed_either() -> None:
+    alone = Alone()
+    alone.add("a", "m")
+    (old,) = alone.backends
+    old.in_flight = 1
+    settings = [BackendSettings(url="http://127.0.0.1:9", name=name) for name in ("a", "a (replaced)")]
+    alone.backends.follow(settings, {"a": pool_for(settings[0], Timeouts())})
+    assert [each.name for each in alone.backends if not each.leaving] == ["a (replaced)", "a"]
+    assert old.leaving and old.name == "a (replaced 1)"
+
+
 def test_one_that_leaves_finishes_first(capsys) -> None:
     alone = Alone()
     alone.add("a")

@@ -178,7 +178,8 @@ class Backends:
             for backend in there.values():
                 if backend.name not in wanted and not backend.discovered:
                     self.drain(backend, remove=True)
-            for each in listed:
+            # What is new first: one that is replaced gets a name that nobody has.
+            for each in sorted(listed, key=lambda each: each.label in there):
                 old, pool = there.get(each.label), pools.get(each.label)
                 if old is None:
                     self.add(each, pool=pool)
