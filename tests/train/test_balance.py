@@ -10,9 +10,10 @@ from fairlead.policy.network import RouterNetwork
 from fairlead.train import ppo
 from fairlead.train.config import NetworkConfig, TrainConfig
 from fairlead.train.controllers import Controllers
+from fairlead.train.iterations import LOAD_FEATURE
 from fairlead.train.ppo_config import PPOConfig
 from fairlead.train.returns import balance_to_go
-from fairlead.train.trainer import LOAD_FEATURE, train
+from fairlead.train.trainer import train
 
 FEATURES = (LOAD_FEATURE, "above_least", "size")
 

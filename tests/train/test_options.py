@@ -14,7 +14,8 @@ from fairlead.train.config import PPOConfig, TrainConfig
 from fairlead.train.controllers import Knobs
 from fairlead.train.demonstrations import Examples
 from fairlead.train.exploration import behaviour_log_probs
-from fairlead.train.trainer import Judgement, train
+from fairlead.train.surroundings import Judgement
+from fairlead.train.trainer import train
 
 from .test_ppo import random_batch
 

@@ -11,9 +11,10 @@ from fairlead.policy.heuristics import HEURISTICS
 from fairlead.policy.network import NetworkRouter
 from fairlead.train import trainer
 from fairlead.train.config import TrainConfig
+from fairlead.train.surroundings import Judgement
 from fairlead.train.teachers import Teacher, make_teacher
 from fairlead.train.tracking import Progress
-from fairlead.train.trainer import Judgement, TrainResult
+from fairlead.train.trainer import TrainResult
 from fairlead.train.validation import Validations
 from fairlead.workload.scenario import Scenario
 
