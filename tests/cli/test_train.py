@@ -130,20 +130,20 @@ def test_a_trained_policy_is_fine_tuned_and_settings_come_from_toml(fairlead, tm
 
 
 def test_a_run_that_was_interrupted_goes_on_with_resume(fairlead, tmp_path, monkeypatch):
-    from fairlead.train import trainer
     from fairlead.train.state import TrainState
+    from fairlead.train.surroundings import Judgement, Run
 
     out = tmp_path / "policy"
     judged: list[int] = []
-    judge = trainer.Run.judge
+    judge = Run.judge
 
-    def interrupting(run: trainer.Run, state: TrainState) -> trainer.Judgement:
+    def interrupting(run: Run, state: TrainState) -> Judgement:
         judged.append(state.iteration)
         if len(judged) == 2:
             raise KeyboardInterrupt
         return judge(run, state)
 
-    monkeypatch.setattr(trainer.Run, "judge", interrupting)
+    monkeypatch.setattr(Run, "judge", interrupting)
     alone = [option for option in SMALL if "imitation." not in option]
     ended = fairlead("train", *alone, "--iterations", "2", "--from-scratch", "--out", str(out))
     assert (ended.code, ended.out) == (130, "")
