@@ -50,6 +50,17 @@ def test_what_cannot_be_trained_is_one_line_and_leaves_nothing(fairlead, tmp_pat
     assert not out.exists()
 
 
+def test_a_directory_in_use_is_refused_before_anything_is_measured(fairlead, tmp_path, monkeypatch):
+    def measure(scenario):
+        raise AssertionError("too late")
+
+    monkeypatch.setattr("fairlead.cli.train.capacity", measure)
+    (tmp_path / "notes.txt").write_text("keep me")
+    ended = fairlead("train", "--scenario", "uniform-lengths", "--out", str(tmp_path))
+    assert ended.code == 2 and "is not empty" in ended.err
+    assert (tmp_path / "notes.txt").read_text() == "keep me"
+
+
 SMALL = (
     "--scenario=uniform-lengths",
     "--load=0.6,0.8",

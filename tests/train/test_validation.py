@@ -1,5 +1,7 @@
 """What a run costs in a validation, against the definition of the conditional value at risk."""
 
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 
@@ -69,6 +71,25 @@ def test_larger_clusters_are_validated_on_as_many_more_requests() -> None:
         settings = ValidationConfig(loads=(0.5,), requests=requests)
         parts = Validations(scenarios, settings, (0.5,)).parts
         assert [part.requests for part in parts] == [requests, requests, 2 * requests]
+
+
+def test_many_scenarios_are_validated_a_few_at_a_time() -> None:
+    """What all of them took together was more than training did (129 scenarios: more than 20 GB)."""
+    names = ("chat-equal", "chat-unequal", "chat-mmpp", "chat-bursty")
+    scenarios = [load_scenario(name) for name in names]
+    settings = ValidationConfig(loads=(0.5, 0.6), seeds=2, requests=100)
+    favors = (0.0, 1.0)
+    with patch("fairlead.train.validation.AT_ONCE", 2 * 2 * 2 * 3):
+        few = Validations(scenarios, settings, favors)
+    found, policy = few(OnnxRouter(GENERALIST)), OnnxRouter(GENERALIST)
+    parts = [
+        Validation(part, (0.5, 0.6), favors, seeds=2, requests=100)(policy)
+        for part in (scenarios[:3], scenarios[3:])
+    ]
+    assert found.ratios == parts[0].ratios | parts[1].ratios
+    assert found.objective == pytest.approx(np.mean(list(found.ratios.values())))
+    for name, ratio in found.against.items():
+        assert ratio == pytest.approx(0.75 * parts[0].against[name] + 0.25 * parts[1].against[name])
 
 
 def test_more_seeds_are_more_runs() -> None:

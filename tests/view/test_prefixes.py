@@ -20,6 +20,7 @@ from fairlead.view.prefixes import (
     new_memory,
     remember,
     resize,
+    room_for,
 )
 
 
@@ -161,6 +162,18 @@ def test_a_memory_of_another_size_remembers_what_was_used_last() -> None:
     serve(memory, *range(2000, 2008))
     assert hit(memory, *range(2000, 2008)) == 8
     assert memory.sent_ends[:, MOST].tolist() == [8, 512]
+
+
+def test_memories_that_may_hold_nothing_are_never_touched() -> None:
+    memory = room_for(2, 64)
+    memory.sent_ends[1, MOST] = 64
+    forget(memory)
+    assert not memory.sent_index[0].any()  # as the system gave it: it takes no memory
+    serve(memory, 1, 2)  # in row 0
+    assert hit(memory, 1, 2) == 0
+    resize(memory, 0, 64)
+    serve(memory, 1, 2)
+    assert hit(memory, 1, 2) == 2
 
 
 def test_no_memory_expects_nothing_and_forgetting_empties_it() -> None:

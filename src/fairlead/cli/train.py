@@ -250,7 +250,7 @@ def _favor_range(text: str) -> list[float]:
 
 def _train(config: "TrainConfig", scenarios: "list[Scenario]", out: Path, resume: bool) -> None:
     """Train in simulation."""
-    with _training(scenarios, f"fairlead train --out {out} --resume") as progress:
+    with _training(scenarios, None if resume else out, f"fairlead train --out {out} --resume") as progress:
         from fairlead.train.run import train
 
         train(config, scenarios, out, resume, progress, progress.say)
@@ -267,7 +267,7 @@ def _train_live(
 ) -> None:
     """Train on live servers."""
     again = f"fairlead train --out {out} --resume with the same --backend or --gateway"
-    with _training(scenarios, again) as progress:
+    with _training(scenarios, None if resume else out, again) as progress:
         from fairlead.train.live import train_live
 
         scenario = scenarios[0] if scenarios else None
@@ -276,16 +276,21 @@ def _train_live(
 
 
 @contextmanager
-def _training(scenarios: "list[Scenario]", again: str) -> Iterator[ProgressBar]:
-    """Around training: Ctrl-C ends it with a line that tells how to go on."""
+def _training(scenarios: "list[Scenario]", new: Path | None, again: str) -> Iterator[ProgressBar]:
+    """Around training: Ctrl-C ends it with a line that tells how to go on.
+
+    The directory of a `new` run is looked at before anything that takes time.
+    """
     try:
-        from fairlead.train.trainer import TrainingInterrupted
+        from fairlead.train.trainer import TrainingInterrupted, check_free
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "onnx", "tensorboard"):
             raise
         raise FairleadError(
             f"training needs {error.name}, which is not installed: pip install 'fairlead[train]'"
         ) from None
+    if new is not None:
+        check_free(new)
     with on_interrupt(lambda: f"what was learned is saved; go on with: {again}"), ProgressBar() as progress:
         announce_compilation()
         for scenario in scenarios:

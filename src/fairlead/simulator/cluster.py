@@ -100,7 +100,9 @@ class Clusters:
         state.replicas["watermark"][rows] = np.tile(watermarks, width)
         state.replicas["caching"][rows] = fleet.prefix_caching
         memories = slice(rows.start * self.M, rows.stop * self.M)
-        state.sent_ends[memories, MOST] = np.repeat(np.tile(fleet.memory_blocks, width), self.M)
+        shares = np.zeros((self.R, self.M), np.int32)
+        shares[:, : fleet.routers] = fleet.memory_blocks[:, None]
+        state.sent_ends[memories, MOST] = np.tile(shares.ravel(), width)
 
     def load(self, requests: Sequence[Requests], seed: int) -> None:
         """Empty the clusters and give each group a new list of requests."""

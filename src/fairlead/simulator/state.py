@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from fairlead.simulator.batch_time import NO_TABLES, Tables
 from fairlead.simulator.block_pool import clear_pools, new_pool
-from fairlead.view.prefixes import forget, new_memory
+from fairlead.view.prefixes import forget, room_for
 from fairlead.view.tail import BINS, TAIL_PRIOR_S
 
 NONE = -1
@@ -127,7 +127,7 @@ ROUTER = np.dtype(
         ("finished", "i8"),
         ("finished_tokens", "i8"),
         ("ttft_tail", "f8"),  # where the tail of its TTFTs begins, as of the last view
-        ("tail_begins", "f8"),  # where rewards take it to begin
+        ("tail_begins", "f8"),  # where costs take it to begin
         ("ttft_counts", "f8", (BINS,)),  # histogram of `view.tail`
     ],
     align=True,
@@ -278,7 +278,7 @@ def new_state(
         contents=np.zeros(0, np.int32),
         homes=no_homes(clusters, 1),
         **new_pool(clusters * replicas, 0, 0, 0, 0)._asdict(),
-        **new_memory(clusters * replicas * routers, memory_blocks)._asdict(),
+        **room_for(clusters * replicas * routers, memory_blocks)._asdict(),
     )
 
 

@@ -174,6 +174,11 @@ def _bytes(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return flat.reshape(len(flat), math.prod(flat.shape[1:])).view(np.uint8)
 
 
+def _as_large_as(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Zeros in place of another array's values; memory is taken only for what is written to."""
+    return np.zeros(array.shape, array.dtype).view(type(array))
+
+
 class Twin:
     """A second copy of an environment's clusters, to try things in."""
 
@@ -181,7 +186,7 @@ class Twin:
         """Allocates it; what runs do not change is shared."""
         self.of = state
         theirs: dict[str, Any] = state._asdict()
-        ours = {name: each if name in _FIXED else each.copy() for name, each in theirs.items()}
+        ours = {name: each if name in _FIXED else _as_large_as(each) for name, each in theirs.items()}
         self.state = State(**ours)
         copied = [name for name in theirs if name not in _FIXED]
         self.to: Copies = tuple(_bytes(ours[name]) for name in copied)

@@ -30,6 +30,9 @@ from fairlead.workload.scenario import Scenario, generate
 
 Floats = npt.NDArray[np.float64]
 
+AT_ONCE = 256
+"""Clusters that are run together, unless one scenario has more: with prefix caches each takes tens of MB."""
+
 
 def objective(ttft: Floats, e2e: Floats, weights: Floats) -> Floats:
     """What runs cost per request, (K,): TTFTs and E2Es are (K, N) in s, weights (K, 3).
@@ -101,17 +104,20 @@ class Validation:
         ]
         fleets = [build_fleet(s) for s, _ in points for _ in range(seeds)]
         self.requests = requests
-        self._arrivals = arrivals
-        self._clusters = Clusters(fleets, arrivals, group=len(favors))
+        self._arrivals, self._fleets = arrivals, fleets
         # Cluster order: scenario and load, then seed, then favor.
         self._favor = np.tile(np.array(favors), len(arrivals))
         self._shape = (len(points), seeds, len(favors))
         self._measured = slice(requests // 10, requests - requests // 20)
         self._weights = np.array([weights_of(f) for f in self._favor])
         # Heuristics do not look at the dial: one run of each serves all its points.
-        alike = Clusters(fleets, arrivals)
+        alike = self._clusters(1)
         self.heuristics = {name: self._of_heuristic(alike, name) for name in HEURISTICS}
         self.best_heuristic = np.min(list(self.heuristics.values()), axis=0)
+
+    def _clusters(self, group: int) -> Clusters:
+        """`group` of them for each run, empty; made when they are needed, as together they are large."""
+        return Clusters(self._fleets, self._arrivals, group=group)
 
     def _objectives(self, clusters: Clusters) -> Floats:
         """The objective per setting, (points, favors), of a run that has just been drained."""
@@ -130,8 +136,7 @@ class Validation:
 
     def __call__(self, scorer: Scorer) -> Report:
         """Run the policy, greedily, in all settings at once."""
-        clusters = self._clusters
-        clusters.load(self._arrivals, 0)
+        clusters = self._clusters(self._shape[2])
         # What was remembered of another run must not reach into this one.
         if isinstance(scorer, NetworkRouter | OnnxRouter):
             scorer.reset(clusters.K, clusters.R, 0)
@@ -160,18 +165,26 @@ class Validations:
     ) -> None:
         """Prepare a `Validation` for each number of replicas, larger ones with requests in proportion.
 
-        `favors` are the points of `settings` that are trained.
+        `favors` are the points of `settings` that are trained. Of many scenarios only some run at a time.
         """
-        sizes = sorted({scenario.num_replicas for scenario in scenarios})
+        parts: list[list[Scenario]] = []
+        clusters = 0
+        for scenario in sorted(scenarios, key=lambda scenario: scenario.num_replicas):
+            its = len(settings.loads or scenario.loads) * settings.seeds * len(favors)
+            clusters += its
+            if not parts or parts[-1][0].num_replicas != scenario.num_replicas or clusters > AT_ONCE:
+                parts.append([])
+                clusters = its
+            parts[-1].append(scenario)
         self.parts = [
             Validation(
-                [s for s in scenarios if s.num_replicas == size],
+                part,
                 settings.loads,
                 favors,
                 seeds=settings.seeds,
-                requests=settings.requests * max(1, size // REPLICAS_PER_RUN),
+                requests=settings.requests * max(1, part[0].num_replicas // REPLICAS_PER_RUN),
             )
-            for size in sizes
+            for part in parts
         ]
 
     def __call__(self, scorer: Scorer) -> Report:

@@ -47,23 +47,34 @@ class PrefixMemory(NamedTuple):
 
 def new_memory(rows: int, chunks: int) -> PrefixMemory:
     """Empty memories for `chunks` chunks each; 0: they remember nothing."""
+    memory = room_for(rows, chunks)
+    memory.sent_ends[:, MOST] = chunks
+    forget(memory)
+    return memory
+
+
+def room_for(rows: int, chunks: int) -> PrefixMemory:
+    """Memories that remember nothing, with room for `chunks` chunks each.
+
+    Those whose `sent_ends` allow some remember them once they have been emptied. The others are never
+    touched: where only some clusters cache prefixes, that is most of the memory that is asked for.
+    """
     # Half full at most, so that probing stays short.
     size = 1 << max(2 * chunks - 1, 0).bit_length()
-    memory = PrefixMemory(
+    return PrefixMemory(
         np.zeros((rows, chunks), np.uint64),
         np.zeros((rows, chunks), np.int32),
         np.zeros((rows, chunks), np.int32),
         np.zeros((rows, chunks), np.int32),
         np.zeros((rows, size if chunks else 0), np.int32),
-        np.full((rows, 4), chunks, np.int32),
+        np.zeros((rows, 4), np.int32),
     )
-    forget(memory)
-    return memory
 
 
 def forget(memory: Any) -> None:
     """Empty all memories."""
-    memory.sent_index[:] = NOTHING
+    for row in np.flatnonzero(memory.sent_ends[:, MOST]):
+        memory.sent_index[row] = NOTHING
     memory.sent_ends[:, :MOST] = (NOTHING, NOTHING, 0)
 
 
