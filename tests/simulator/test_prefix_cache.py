@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairlead.errors import FairleadError
-from fairlead.simulator import reference
+from fairlead.simulator import forecast, reference
 from fairlead.simulator.block_pool import NO_BLOCK
 from fairlead.simulator.capacity import capacity_rps
 from fairlead.simulator.cluster import Clusters
@@ -20,6 +20,7 @@ from fairlead.simulator.reference_cache import CachingReplica
 from fairlead.simulator.schedulers import VLLM_V1, SchedulerOptions
 from fairlead.simulator.timing import analytic
 from fairlead.view import schema
+from fairlead.view.privilege import EVERYTHING
 from fairlead.view.schema import View
 from fairlead.workload.content import Content, full_blocks
 from fairlead.workload.faults import Faults
@@ -478,3 +479,22 @@ def test_a_busy_router_knows_what_is_cached(load: float, error: float) -> None:
 
     expected, found = (each[300:] for each in beliefs(build_fleet(scenario), requests, stay))
     assert abs(expected - found).mean() < error * found.mean()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_in_a_forecast_that_knows_the_engine_every_block_is_free_in_the_end(seed: int) -> None:
+    """Those too that a batch shares: else later requests find no room, and the forecast never ends."""
+    requests = tree(seed, 60.0, 120, 120, 4, 3)
+    clusters = Clusters([fleet(2, blocks=70, budget=96, seqs=12)], [requests])
+    state = clusters.state
+    scratch, costs = forecast.scratch_for(state), np.empty(2)
+    shared = 0
+    for i in range(len(requests)):
+        clusters.observe()
+        forecast.added_costs(state, 0, scratch, np.ones(3), EVERYTHING, costs)
+        assert np.isfinite(costs).all()
+        assert scratch.replicas[0].free_blocks == 70  # of the last one, replica 1
+        batch = state.slots[1]["request"][: state.replicas[1].running]
+        shared += int(state.requests[0]["hit"][batch].sum())
+        clusters.route(np.array([1 - i % 3 // 2]))
+    assert shared > 0 and state.replicas["preemptions"][1] > 0

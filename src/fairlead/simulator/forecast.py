@@ -217,11 +217,14 @@ def _copy_engine(state: State, k: int, c: int, scratch: State, mean: float, know
         slot.request = j
         remaining = _remaining(request, streamed, mean, knows)
         _set_request(scratch, c, j, request.prompt, request.hit, streamed, remaining)
+        scratch.requests[c, j].hit = request.hit  # of one that was preempted also among its answer
         scratch.requests[c, j].arrival = request.arrival
         scratch.requests[c, j].generated = request.generated
         slot.finish_tick = was.zero_tick + scratch.requests[c, j].output
         if j < decoding:
             replica.next_finish = min(replica.next_finish, slot.finish_tick)
+    if source.caching:
+        _hold_shared_blocks(scratch, c)
     i = source.waiting_head
     for n in range(source.running, source.running + source.waiting):
         request = state.requests[c, i]
@@ -232,6 +235,33 @@ def _copy_engine(state: State, k: int, c: int, scratch: State, mean: float, know
         push_waiting(scratch, c, c, n)
         i = request.next_waiting
     return int(source.running + source.waiting)
+
+
+@njit(allocates=False)
+def _hold_shared_blocks(scratch: State, c: int) -> None:
+    """Let somebody hold what the batch hit in the prefix cache, so that every block becomes free some day.
+
+    In a forecast a request returns what it took beyond its hit, because others hold that. In a real batch
+    all of them go in the end: blocks that would be nobody's are given to the first that share them.
+    """
+    replica = scratch.replicas[c]
+    size = replica.block_size
+    shared = replica.kv_blocks - replica.free_blocks
+    decoding = replica.running - replica.prefilling
+    for j in range(replica.running):
+        slot, request = scratch.slots[c, j], scratch.requests[c, j]
+        if j < decoding:
+            tokens = request.prompt + replica.tick - slot.zero_tick - 1
+            under_way = 1
+        else:
+            tokens = request.prompt + request.generated - slot.left
+            under_way = slot.chunk
+        shared -= blocks_of(tokens + (under_way if replica.busy else 0), size) - request.hit // size
+    for j in range(replica.running):
+        request = scratch.requests[c, j]
+        held = max(0, min(shared, request.hit // size))
+        request.hit -= held * size
+        shared -= held
 
 
 @njit(allocates=False)
