@@ -89,34 +89,20 @@ def test_hardware_of_its_own_is_not_replaced(tmp_path):
 
 
 def test_the_generalist_is_not_trained_on_the_hardware_that_tests_it():
-    """What `suite/hardware` runs on is in no training with undeclared speeds, but for conversations.
+    """What `suite/hardware` runs on with undeclared speeds is in no such training, but for conversations.
 
-    Nor is it drawn for scenarios that somebody thought of. And the clusters of docs/unseen.md are in none.
-    Where the first drawn clusters came in, the policy taught itself on those whose prompts share nothing.
+    And the clusters of docs/unseen.md are in none.
     """
     recipe = argparse.Namespace(
         config=generalist.GENERALIST.with_suffix(".yaml"), set=[], scenarios=None, out=Path("runs")
     )
-    trainings = {
-        training.name: training for stage in generalist.settings(recipe) for training in stage.trainings
-    }
-    names = {name for training in trainings.values() for name in training.scenarios}
+    names, _ = generalist.recipe(recipe)
     trained = [scenario for name in names for scenario in load_scenarios(name)]
-    assert any("~" in scenario.name for scenario in trained)
     tested = load_scenarios("suite/hardware")
     undeclared = [scenario for scenario in tested if not scenario.view.speeds_declared]
     assert len(undeclared) == 3
     alone = [scenario for scenario in trained if scenario.workload.sessions is None]
     seen = {pair for each in alone if not each.view.speeds_declared for pair in hardware(each)}
     assert not seen & {pair for each in undeclared for pair in hardware(each)}
-    whole = [scenario for scenario in trained if scenario.name.startswith("drawn~")]
-    drawn = {pair for each in trained if "~" in each.name and each not in whole for pair in hardware(each)}
-    assert drawn and not drawn & {pair for each in tested for pair in hardware(each)}
-    first = [scenario for name in trainings["unite_8"].scenarios for scenario in load_scenarios(name)]
-    taught_by_itself = {each.name for each in first if each in whole and each in alone}
-    assert len(taught_by_itself) == 20
-    for stage in ("unite_7", "unite_8"):
-        assert trainings[stage].config.teacher == "runs/unite_6/policy.onnx"
-        assert not taught_by_itself & {*trainings[stage].config.teachers}
-    measured = {f"drawn~{number}" for number in range(1000, 1024)}
-    assert len(whole) > 200 and not measured & {scenario.name for scenario in whole}
+    drawn = {scenario.name.split("@")[0] for scenario in trained if scenario.name.startswith("drawn~")}
+    assert len(drawn) > 80 and not drawn & {f"drawn~{number}" for number in range(1000, 1024)}

@@ -181,8 +181,7 @@ class TrainConfig(Section):
     times as long as lookahead and teaches what it leaves out: for a policy that is good already."""
     teachers: dict[str, str] = Field(default_factory=dict)
     """Scenarios with a teacher of their own: a router, a policy, `lookahead:privileged`, or
-    `lookahead:contained`, for KV caches that do not suffice. Where requests share prefixes, lookahead takes
-    what is cheapest now and never builds up a cache: heuristics teach better."""
+    `lookahead:contained`, for KV caches that do not suffice."""
     privileged: bool = False
     """Whether lookahead sees the simulator's true state while it labels; the student never does."""
     start_from: str | None = None
