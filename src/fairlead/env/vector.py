@@ -281,9 +281,8 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
         """Rewards take the tail to begin where it does for all requests of a group, whichever router's.
 
         What one cluster's late first tokens do to where its own tail begins is slow to show, and noise for
-        every choice in between; what is common to a group cancels in its baseline. And the fewer requests
-        are counted, the nearer to the latest of them their tail begins: where each of several routers had
-        its own, what they charge for late ones would be too little.
+        every choice in between; what is common to a group cancels in its baseline. And the more requests,
+        the better their tail is known: several routers of a cluster have a part each.
         """
         share_tails(self.clusters.state, self.group)
 
