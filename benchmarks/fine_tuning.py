@@ -9,40 +9,56 @@ policy that they started from has already. An interrupted run goes on with the s
 """
 
 import argparse
+import shutil
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from generalist import Training, run_stage, say
+import numba
+from generalist import run, say
 
 from fairlead import FairleadError
 from fairlead.cli.options import read_settings, scenario_list
 from fairlead.policy.packaged import GENERALIST
 from fairlead.simulator.capacity import capacity_rps
 from fairlead.train import fine_tuning
-from fairlead.train.config import checked
+from fairlead.train.config import TrainConfig, checked
+from fairlead.train.trainer import TrainResult
 from fairlead.workload.scenario import Scenario
 
 
-def trainings(names: str, policy: str, assignments: list[str]) -> list[Training]:
-    """One for each scenario, on one thread; its settings are those of `fairlead train`.
+def settings(policy: str, assignments: list[str]) -> TrainConfig:
+    """Those of `fairlead train`, on one thread.
 
     Raises:
-        FairleadError: for scenarios, settings or a policy that cannot be used.
+        FairleadError: for settings or a policy that cannot be used.
     """
-    settings: dict[str, Any] = {"threads": 1, **read_settings(None, assignments), "start_from": policy}
-    config = checked(fine_tuning.with_defaults(fine_tuning.with_network(settings)))
-    return [
-        Training(f"policies/{found.name}", config, [text])
-        for given in names.split(",")
-        for text, found in _one_by_one(given)
-    ]
+    given: dict[str, Any] = {"threads": 1, **read_settings(None, assignments), "start_from": policy}
+    return checked(fine_tuning.with_defaults(fine_tuning.with_network(given)))
 
 
-def _one_by_one(text: str) -> list[tuple[str, Scenario]]:
-    """What `text` stands for, each under a name that can be loaded: a suite or a range is many scenarios."""
-    found = scenario_list([text])
-    return [(text, found[0])] if len(found) == 1 else [(each.name, each) for each in found]
+def tune(config: TrainConfig, out: Path, named: tuple[str, str]) -> TrainResult:
+    """One training, on the scenario of this text and name; its policy is put where others look for it."""
+    text, name = named
+    result = run(config, [text], out / name)
+    shutil.copy(result.policy, out / f"{name}.onnx")
+    return result
+
+
+def one_by_one(names: str) -> list[tuple[str, Scenario]]:
+    """Each scenario with a text that it can be loaded by: a suite or a range stands for many.
+
+    Raises:
+        FairleadError: for an unknown one.
+    """
+    found: list[tuple[str, Scenario]] = []
+    for text in names.split(","):
+        its = scenario_list([text])
+        found += [(text, its[0])] if len(its) == 1 else [(each.name, each) for each in its]
+    return found
 
 
 def main() -> None:
@@ -59,10 +75,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/fine-tuned"))
     options = parser.parse_args()
     try:
-        work = trainings(options.scenarios, options.policy, options.set)
-        for training in work:
-            capacity_rps(scenario_list(training.scenarios)[0])  # measured once, not by each process
-        for name, result in run_stage(work, options).items():
+        config = settings(options.policy, options.set)
+        scenarios = one_by_one(options.scenarios)
+        for _, scenario in scenarios:
+            capacity_rps(scenario)  # measured once, not by each process
+        named = [(text, scenario.name) for text, scenario in scenarios]
+        work = partial(tune, config, options.out / "policies")
+        if options.jobs == 1:
+            found = [work(each) for each in named]
+        else:
+            with ProcessPoolExecutor(
+                options.jobs, get_context("spawn"), initializer=numba.set_num_threads, initargs=(1,)
+            ) as pool:
+                found = list(pool.map(work, named))
+        for (_, name), result in zip(named, found, strict=True):
             say(f"{name}: {result.history[0]['objective']:.4f} before, {result.objective:.4f} in the end")
     except FairleadError as error:
         sys.exit(f"error: {error}")

@@ -55,7 +55,7 @@ def test_a_policy_for_each_scenario_is_trained_and_measured(
     fine_tuning.main()
     told = capsys.readouterr().err
     for name in ("mine", "uniform-lengths"):
-        assert f"policies/{name}: " in told and "before, " in told
+        assert f"{name}: " in told and "before, " in told
         config = OnnxRouter(out / "policies" / f"{name}.onnx").metadata.config
         assert (config["start_from"], config["imitation"]) == (str(start), None)
         assert config["network"]["hidden"] == 8
@@ -74,8 +74,10 @@ def test_a_policy_for_each_scenario_is_trained_and_measured(
 
 def test_what_cannot_be_trained_is_an_error(fine_tuning, start):
     with pytest.raises(FairleadError, match="clipp"):
-        fine_tuning.trainings("chat-equal", str(start), ["ppo.clipp=1"])
+        fine_tuning.settings(str(start), ["ppo.clipp=1"])
     with pytest.raises(FairleadError, match="chat-equal"):
-        fine_tuning.trainings("chat-equl", str(start), [])
-    names = [each.name for each in fine_tuning.trainings("drawn~3..5,chat-equal", str(start), [])]
-    assert names == [f"policies/{name}" for name in ("drawn~3", "drawn~4", "drawn~5", "chat-equal")]
+        fine_tuning.one_by_one("chat-equl")
+    found = fine_tuning.one_by_one("drawn~3..5,chat-equal")
+    assert [(text, each.name) for text, each in found] == [
+        (name, name) for name in ("drawn~3", "drawn~4", "drawn~5", "chat-equal")
+    ]
