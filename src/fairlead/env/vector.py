@@ -20,7 +20,6 @@ from fairlead.errors import FairleadError
 from fairlead.simulator import forecast
 from fairlead.simulator.capacity import capacity_rps
 from fairlead.simulator.cluster import Clusters
-from fairlead.simulator.decisions import share_tails
 from fairlead.simulator.fleet import build_fleet
 from fairlead.view.features import NUM_FEATURES, features_batch
 from fairlead.view.preference import DEFAULT_FAVOR, Weights, check_favor, weights_of
@@ -278,13 +277,14 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
         return features_batch(view, self.favor)
 
     def _share_tails(self) -> None:
-        """Rewards take the tail to begin where it does for all requests of a group, whichever router's.
+        """Rewards take the tail to begin where it does in the mean of a group.
 
         What one cluster's late first tokens do to where its own tail begins is slow to show, and noise for
-        every choice in between; what is common to a group cancels in its baseline. And the more requests,
-        the better their tail is known: several routers of a cluster have a part each.
+        every choice in between; what is common to a group cancels in its baseline.
         """
-        share_tails(self.clusters.state, self.group)
+        routers = self.clusters.state.routers
+        tails = routers["ttft_tail"].reshape(-1, self.group, routers.shape[1])
+        routers["tail_begins"] = np.repeat(tails.mean(1), self.group, axis=0)
 
     def step(
         self, actions: npt.NDArray[np.int64]

@@ -9,8 +9,6 @@ import numpy.typing as npt
 from fairlead.compiled import njit, prange, signed
 from fairlead.simulator import engine, ledger, outage
 from fairlead.simulator.state import NONE, State
-from fairlead.view import tail
-from fairlead.view.tail import BINS
 
 
 @njit(allocates=False)
@@ -199,7 +197,7 @@ def waiting_areas(state: State, now: npt.NDArray[np.float64], out: npt.NDArray[n
 
     `now` (K,) is the time up to which the clusters were advanced; `out` is (K, 3), in request-seconds. Third
     comes what the first tokens since then cost by the tail (`view.tail.tail_cost`), which begins where their
-    router's last view had it, or `share_tails`.
+    router's last view had it, or the environment.
     Exact: a count that falls by one at time x contributes (now - x) less than had it not fallen, and one that
     rises contributes (now - x) more. A request that is lost after its first token takes that event back, with
     what it cost by the tail: it has been waiting for its first token all along.
@@ -213,22 +211,3 @@ def waiting_areas(state: State, now: npt.NDArray[np.float64], out: npt.NDArray[n
         out[c, 0] += entered
         out[c, 1] += entered
         out[c, 2] = cluster.tail_cost
-
-
-@njit()
-def share_tails(state: State, group: int) -> None:
-    """From now on costs take the tail to begin where it does for the requests of `group` clusters together.
-
-    Neighbouring clusters belong together, and in each of them all routers.
-    """
-    counts = np.empty(BINS)
-    for first in range(0, state.clusters.shape[0], group):
-        counts[:] = 0.0
-        for c in range(first, first + group):
-            for m in range(state.routers.shape[1]):
-                for b in range(BINS):
-                    counts[b] += state.routers[c, m].ttft_counts[b]
-        begins = tail.find(counts)
-        for c in range(first, first + group):
-            for m in range(state.routers.shape[1]):
-                state.routers[c, m].tail_begins = begins

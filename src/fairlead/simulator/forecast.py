@@ -307,7 +307,7 @@ def added_costs(
     cluster = state.clusters[c]
     new = state.requests[c, cluster.at_hand]
     mean = ledger.expected_output(state.routers[c, new.router])
-    tail = state.routers[c, new.router].tail_begins
+    tail = state.routers[c, new.router].ttft_tail
     for r in range(count):
         k = c * count + r
         if not state.replicas[k].available:

@@ -127,7 +127,7 @@ ROUTER = np.dtype(
         ("finished", "i8"),
         ("finished_tokens", "i8"),
         ("ttft_tail", "f8"),  # where the tail of its TTFTs begins, as of the last view
-        ("tail_begins", "f8"),  # where costs take it to begin
+        ("tail_begins", "f8"),  # where rewards take it to begin
         ("ttft_counts", "f8", (BINS,)),  # histogram of `view.tail`
     ],
     align=True,

@@ -50,20 +50,13 @@ def tail_cost(ttft: float, begins: float) -> float:
 
 @njit(allocates=False)
 def forget_and_find(counts: npt.NDArray[np.float64]) -> float:
-    """Forget a little of `counts` (BINS,), then say where the tail begins, in s; once per decision."""
-    for b in range(BINS):
-        counts[b] *= _KEEP
-    return find(counts)
-
-
-@njit(allocates=False)
-def find(counts: npt.NDArray[np.float64]) -> float:
-    """Where the tail of the TTFTs in `counts` (BINS,) begins, in s.
+    """Forget a little of `counts` (BINS,), then say where the tail begins, in s; once per decision.
 
     Within a bin the counts are taken to be spread evenly over the logarithm.
     """
     total = 0.0
     for b in range(BINS):
+        counts[b] *= _KEEP
         total += counts[b]
     if total == 0.0:
         return TAIL_PRIOR_S
