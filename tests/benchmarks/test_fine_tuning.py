@@ -1,6 +1,7 @@
 """The benchmark that fine-tunes on each scenario by itself, in small: what it leaves can be measured."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -55,7 +56,7 @@ def test_a_policy_for_each_scenario_is_trained_and_measured(
     fine_tuning.main()
     told = capsys.readouterr().err
     for name in ("mine", "uniform-lengths"):
-        assert f"{name}: " in told and "before, " in told
+        assert re.search(rf"^{name}: \d\.\d{{4}} before, \d\.\d{{4}} in the end$", told, re.M)
         config = OnnxRouter(out / "policies" / f"{name}.onnx").metadata.config
         assert (config["start_from"], config["imitation"]) == (str(start), None)
         assert config["network"]["hidden"] == 8
