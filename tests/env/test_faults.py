@@ -69,9 +69,11 @@ def test_teachers_never_name_a_dead_replica(privileged: bool) -> None:
     assert seen > 20
 
 
-def test_the_rewards_of_an_episode_are_its_latencies() -> None:
+def test_the_rewards_of_an_episode_are_its_latencies(monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to the last decision, over all that had arrived by then, whatever was lost on the way."""
     env = faulty(200)
+    begins = 1.5  # wherever the tails are
+    monkeypatch.setattr(env, "_share_tails", lambda: env.clusters.state.routers["tail_begins"].fill(begins))
     env.reset(seed=3)
     draw = np.random.default_rng(3)
     total = np.zeros(8)
@@ -85,8 +87,9 @@ def test_the_rewards_of_an_episode_are_its_latencies() -> None:
         # fmin: what has not happened yet (NaN) lasts until now
         ends = [np.fmin(rows[name], now[c]) for name in ("first_token", "finish")]
         waits = [(end - rows["arrival"]).sum() for end in ends]
-        # What each first token cost by the tail, those that were lost again aside (test_outages.py).
-        waits.append(rows["tail_cost"][rows["first_token"] <= now[c]].sum())
+        late = np.maximum(ends[0] - rows["arrival"] - begins, 0.0)
+        waits.append(late.sum() + 0.02 * begins * (rows["first_token"] <= now[c]).sum())
+        assert late.sum() > 10.0
         assert total[c] == pytest.approx(-(env.weights[c] @ waits), rel=1e-9)
 
 

@@ -1,5 +1,7 @@
 """The environments: Gymnasium's contracts, the reward, groups, episodes."""
 
+from itertools import pairwise
+
 import gymnasium
 import numpy as np
 import pytest
@@ -60,10 +62,12 @@ def test_the_reward_is_the_latency() -> None:
     """Little: the rewards of a whole run add up to the weighted sum of all TTFT, E2E and excess."""
     env = small(num_envs=4, group=1, favor=(0.5, 0.5), load=(0.3, 0.3))
     env.reset(seed=0)
-    total = np.zeros(4)
+    total, times, begins = np.zeros(4), [env.clusters.state.clusters["now"].copy()], []
     for _ in range(59):
         _, reward, *_ = env.step(np.zeros(4, np.int64))
         total += reward
+        times.append(env.clusters.state.clusters["now"].copy())
+        begins.append(env.clusters.state.routers["tail_begins"][:, 0].copy())
     clusters = env.clusters
     now = clusters.state.clusters["now"]
     requests = clusters.state.requests
@@ -74,10 +78,34 @@ def test_the_reward_is_the_latency() -> None:
             for f in ("first_token", "finish")
         ]
         waits = [(end - rows["arrival"]).sum() for end in ends]
-        # What the first tokens cost by the tail, as test_outages.py proves.
-        waits.append(rows["tail_cost"].sum())
-        assert waits[2] > 0.0
+        waits.append(0.0)
+        for (since, until), tail in zip(pairwise(np.array(times)[:, c]), np.array(begins)[:, c], strict=True):
+            waited = [np.fmin(rows["first_token"], t) - rows["arrival"] for t in (since, until)]
+            # Where the tail begins differs from interval to interval; what waits is charged in each.
+            waits[2] += np.diff(np.maximum(waited - tail, 0.0), axis=0).sum()
+            waits[2] += 0.02 * tail * ((since < rows["first_token"]) & (rows["first_token"] <= until)).sum()
+        assert waits[2] > 0.5
         assert total[c] == pytest.approx(-(np.array(weights_of(0.5)) @ waits), rel=1e-9)
+
+
+def test_who_starves_is_charged_meanwhile() -> None:
+    """Not when the first token comes at last: that may be beyond the horizon, or the episode."""
+    env = small(
+        scenarios=DEMO[1:], num_envs=2, group=1, episode_requests=400, favor=(1.0, 1.0), load=(1.0, 1.0)
+    )
+    env.reset(seed=0)
+    for _ in range(300):
+        env.step(np.zeros(2, np.int64))
+    state = env.clusters.state
+    late = 0
+    for _ in range(20):
+        _, reward, *_, info = env.step(np.zeros(2, np.int64))
+        begins = state.routers["tail_begins"]
+        waits = state.clusters["now"][:, None] - state.requests["arrival"]
+        starves = np.isnan(state.requests["first_token"]) & (waits - info["elapsed_s"][:, None] > begins)
+        late += int(starves.sum())
+        assert (-reward >= weights_of(1.0).tail * info["elapsed_s"] * starves.sum(1) * (1 - 1e-9)).all()
+    assert late > 20
 
 
 def test_pitfall_06_one_late_request_shows_at_once() -> None:
@@ -241,6 +269,8 @@ def test_a_group_is_charged_from_where_its_tails_begin_on_average() -> None:
     for _ in range(150):
         env.step(draw.integers(0, 4, 8))
     routers = env.clusters.state.routers
-    own, charged = (routers[name][:, 0].reshape(2, 4) for name in ("ttft_tail", "tail_begins"))
+    own = routers["ttft_tail"][:, 0].reshape(2, 4).copy()  # as of the view on which the next step decides
+    env.step(draw.integers(0, 4, 8))
+    charged = routers["tail_begins"][:, 0].reshape(2, 4)
     assert (own.std(1) > 0.0).all()
     np.testing.assert_allclose(charged, own.mean(1, keepdims=True).repeat(4, 1))

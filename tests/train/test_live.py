@@ -351,7 +351,7 @@ def test_as_many_iterations_as_requests_and_time_allow():
     assert fitted(few, rate=100.0).ppo.total_iterations == 5
 
 
-def test_what_a_first_token_costs_by_the_tail_is_charged_once(monkeypatch):
+def test_what_requests_cost_by_the_tail_is_charged_once_and_while_they_wait(monkeypatch):
     now = [10.0]
     monkeypatch.setattr("fairlead.train.live_env.time.perf_counter", lambda: now[0])
     waiting = Waiting()
@@ -360,9 +360,18 @@ def test_what_a_first_token_costs_by_the_tail_is_charged_once(monkeypatch):
         waiting.came(due_s)
     now[0] = 11.0
     waiting.first(9.0)  # after 2 s: no later than the tail begins
+    now[0] = 14.0
+    waiting.advance()
+    assert waiting.areas[2] == pytest.approx(2.0 + 0.02 * 2.0)  # the other one is 2 s late already
     now[0] = 15.0
     waiting.first(10.0)  # after 5 s
     now[0] = 20.0
     waiting.ended(9.0, 11.0, 20.0, "")
     waiting.ended(10.0, 15.0, 20.0, "")
     np.testing.assert_allclose(waiting.areas, [2.0 + 5.0, 11.0 + 10.0, 3.0 + 2 * 0.02 * 2.0])
+    waiting.came(16.0)  # 4 s late when it is sent
+    now[0] = 25.0
+    waiting.ended(16.0, float("nan"), float("nan"), "gone")  # without a first token
+    now[0] = 30.0
+    waiting.advance()
+    np.testing.assert_allclose(waiting.areas, [16.0, 30.0, 3.0 + 2 * 0.02 * 2.0 + 7.0])

@@ -272,9 +272,7 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
         return self._observe(), {"elapsed_s": np.zeros(self.num_envs)}
 
     def _observe(self) -> npt.NDArray[np.float32]:
-        view = self.clusters.observe()
-        self._share_tails()
-        return features_batch(view, self.favor)
+        return features_batch(self.clusters.observe(), self.favor)
 
     def _share_tails(self) -> None:
         """Rewards take the tail to begin where it does in the mean of a group.
@@ -293,6 +291,7 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
         before = self.clusters.state.clusters["now"].copy()
         actions = self._connected(np.ascontiguousarray(actions, np.int64))
         self.clusters.route(actions)
+        self._share_tails()
         self._reward.routed()
         observation = self._observe()
         elapsed = self.clusters.state.clusters["now"] - before

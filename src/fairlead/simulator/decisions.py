@@ -9,6 +9,7 @@ import numpy.typing as npt
 from fairlead.compiled import njit, prange, signed
 from fairlead.simulator import engine, ledger, outage
 from fairlead.simulator.state import NONE, State
+from fairlead.view.tail import excess
 
 
 @njit(allocates=False)
@@ -132,7 +133,9 @@ def route_one(state: State, c: int, count: int, action: int) -> bool:
     request.sent = cluster.now
     if request.home != 0:
         state.homes[c, request.home] = action
-    state.routers[c, request.router].decisions += 1
+    router = state.routers[c, request.router]
+    router.decisions += 1
+    router.tail_begins = router.ttft_tail
     engine.enqueue(state, k, c, i)
     ledger.routed(state, k, c, i)
     if i == cluster.arrived:
@@ -140,6 +143,10 @@ def route_one(state: State, c: int, count: int, action: int) -> bool:
         cluster.awaiting += 1
         cluster.in_system += 1
     cluster.decided = cluster.now
+    while cluster.oldest_awaiting < cluster.arrived:
+        if math.isnan(state.requests[c, cluster.oldest_awaiting].first_token):
+            break
+        cluster.oldest_awaiting += 1
     cluster.awaiting += cluster.entered - cluster.first_tokens
     cluster.in_system += cluster.entered - cluster.finishes
     cluster.entered = 0
@@ -196,8 +203,8 @@ def waiting_areas(state: State, now: npt.NDArray[np.float64], out: npt.NDArray[n
     """Integrals since the last decision of (requests awaiting their first token, requests in system).
 
     `now` (K,) is the time up to which the clusters were advanced; `out` is (K, 3), in request-seconds. Third
-    comes what the first tokens since then cost by the tail (`view.tail.tail_cost`), which begins where their
-    router's last view had it, or the environment.
+    comes what they cost by the tail (`view.tail.tail_cost`), which begins where their router's last view had
+    it, or the environment: each second that a request waits beyond that, and a little for each first token.
     Exact: a count that falls by one at time x contributes (now - x) less than had it not fallen, and one that
     rises contributes (now - x) more. A request that is lost after its first token takes that event back, with
     what it cost by the tail: it has been waiting for its first token all along.
@@ -210,4 +217,17 @@ def waiting_areas(state: State, now: npt.NDArray[np.float64], out: npt.NDArray[n
         out[c, 1] = cluster.in_system * span - cluster.finishes * now[c] + cluster.finish_times
         out[c, 0] += entered
         out[c, 1] += entered
-        out[c, 2] = cluster.tail_cost
+        out[c, 2] = cluster.tail_cost + _late(state, c, now[c])
+
+
+@njit(allocates=False)
+def _late(state: State, c: int, now: float) -> float:
+    """Request-seconds since the last decision beyond where the tail begins, of those that still wait."""
+    cluster = state.clusters[c]
+    total = 0.0
+    for i in range(cluster.oldest_awaiting, cluster.arrived):
+        request = state.requests[c, i]
+        if math.isnan(request.first_token):
+            begins = state.routers[c, request.router].tail_begins
+            total += excess(now - request.arrival, begins) - excess(cluster.decided - request.arrival, begins)
+    return total

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from fairlead.compiled import njit
 from fairlead.simulator.state import NONE, State
 from fairlead.view import pace, prefixes, schema
-from fairlead.view.tail import forget_and_find, tail_bin, tail_cost
+from fairlead.view.tail import excess, forget_and_find, tail_bin, tail_cost
 
 TTFT_WEIGHT = 0.2
 """Weight of a new sample in `ttft_ewma_s`."""
@@ -108,7 +108,8 @@ def saw_first_token(state: State, k: int, c: int, request: Any) -> None:
     cluster.first_tokens += 1
     cluster.first_token_times += request.first_token
     request.tail_cost = tail_cost(request.first_token - request.arrival, router.tail_begins)
-    cluster.tail_cost += request.tail_cost
+    # What it waited too long up to the last decision has been charged.
+    cluster.tail_cost += request.tail_cost - excess(cluster.decided - request.arrival, router.tail_begins)
 
 
 @njit(inline=True)
@@ -301,7 +302,6 @@ def write_view(
     request[schema.EXPECTED_OUTPUT_TOKENS] = mean
     request[schema.SESSION] = waiting.session
     router.ttft_tail = forget_and_find(router.ttft_counts)
-    router.tail_begins = router.ttft_tail
     request[schema.TTFT_TAIL_S] = router.ttft_tail
 
 

@@ -25,7 +25,7 @@ REQUEST = np.dtype(
         ("scheduled", "f8"),  # when it was first in a batch; NaN until it happened
         ("first_token", "f8"),  # NaN until it happened
         ("finish", "f8"),  # NaN until it happened
-        ("tail_cost", "f8"),  # what its first token added to that of the cluster
+        ("tail_cost", "f8"),  # of its first token, as of `view.tail`, s
         ("prompt", "i4"),
         ("estimate", "i4"),  # what its router takes the prompt for
         ("output", "i4"),
@@ -192,10 +192,11 @@ CLUSTER = np.dtype(
         ("first_token_times", "f8"),
         ("finishes", "i8"),
         ("finish_times", "f8"),
-        ("tail_cost", "f8"),  # of the first tokens, as of `view.tail`, s
+        ("tail_cost", "f8"),  # of the first tokens, as of `view.tail`, less what was charged before; s
         ("entered", "i8"),  # requests that arrived while there was no replica to send them to
         ("entered_times", "f8"),
         ("arrived", "i8"),  # requests that count as waiting, routed or not
+        ("oldest_awaiting", "i8"),  # all before it had their first token at the last decision
         ("random", "u8"),
     ],
     align=True,

@@ -6,6 +6,7 @@ view to `step` and waits for the action, a few milliseconds during which that lo
 
 import asyncio
 import concurrent.futures
+import math
 import queue
 import threading
 import time
@@ -32,7 +33,7 @@ from fairlead.train.rollout import Enough, Observation
 from fairlead.view.features import NUM_FEATURES, features_batch
 from fairlead.view.preference import weights_of
 from fairlead.view.schema import IN_FLIGHT, TTFT_TAIL_S, View
-from fairlead.view.tail import TAIL_PRIOR_S, tail_cost
+from fairlead.view.tail import TAIL_PRIOR_S, TAIL_SHARE, excess
 from fairlead.workload.requests import Requests
 
 Floats = npt.NDArray[np.float64]
@@ -42,6 +43,7 @@ _ANSWER_S = 60.0  # for an action: far more than it takes
 _LOOK_S = 0.1  # between two looks at whether something has gone wrong
 _START_S = 30.0
 _BOTH = np.array((1.0, 1.0, 0.0))  # without a first token, and in the system
+_OF_TAIL = np.array((0.0, 0.0, 1.0))
 _STATISTICS = ("requests", "ttft_mean_s", "e2e_mean_s")
 
 
@@ -50,7 +52,7 @@ class Waiting:
 
     The integrals of the number of requests without a first token and of those without a complete answer. Over
     a whole run they are the sums of all TTFT and of all E2E latencies (Little's law). Third comes what they
-    cost by the tail (`view.tail.tail_cost`).
+    cost by the tail (`view.tail.tail_cost`), charged while requests wait.
     """
 
     def __init__(self) -> None:
@@ -64,35 +66,46 @@ class Waiting:
         self.error = ""
         """What went wrong first."""
         self._counts = np.zeros(3)
+        self._awaiting: list[float] = []  # when those without a first token were due
         self._at_s = time.perf_counter()
 
     def advance(self) -> float:
         """Let time pass until now, which is returned."""
         now_s = time.perf_counter()
-        self.areas = self.areas + self._counts * (now_s - self._at_s)
+        late_s = sum(self._excess(due_s, now_s) - self._excess(due_s, self._at_s) for due_s in self._awaiting)
+        self.areas = self.areas + self._counts * (now_s - self._at_s) + late_s * _OF_TAIL
         self._at_s = now_s
         return now_s
 
     def came(self, due_s: float) -> None:
         """A request that was due at `due_s` is sent: it has waited since then."""
-        late_s = self.advance() - due_s
-        self.areas = self.areas + late_s * _BOTH
+        now_s = self.advance()
+        self.areas = self.areas + (now_s - due_s) * _BOTH + self._excess(due_s, now_s) * _OF_TAIL
         self._counts += _BOTH
+        self._awaiting.append(due_s)
 
     def first(self, due_s: float) -> None:
         """The first token of the answer to a request that was due at `due_s` has come."""
-        ttft_s = self.advance() - due_s
+        self.advance()
         self._counts[0] -= 1.0
-        self.areas = self.areas + np.array((0.0, 0.0, tail_cost(ttft_s, self.tail_s)))
+        self._awaiting.remove(due_s)
+        self.areas = self.areas + TAIL_SHARE * self.tail_s * _OF_TAIL
 
     def ended(self, due_s: float, first_s: float, finish_s: float, error: str) -> None:
         """An answer is complete, or will never be."""
         self.advance()
-        self._counts -= (0.0 if first_s == first_s else 1.0, 1.0, 0.0)
+        self._counts[1] -= 1.0
+        if math.isnan(first_s):
+            self._counts[0] -= 1.0
+            self._awaiting.remove(due_s)
         if error:
             self.error = self.error or error
         else:
             self.finished.append((first_s - due_s, finish_s - due_s))
+
+    def _excess(self, due_s: float, until_s: float) -> float:
+        """How much longer than the tail begins a request has waited at a time, s."""
+        return excess(until_s - due_s, self.tail_s)
 
 
 class _Asked(NamedTuple):

@@ -45,7 +45,13 @@ def tail_cost(ttft: float, begins: float) -> float:
     their quantile. Without its first term late TTFTs would soon be free: they move the beginning, and what
     comes after them exceeds it by less.
     """
-    return TAIL_SHARE * begins + max(0.0, ttft - begins)
+    return TAIL_SHARE * begins + excess(ttft, begins)
+
+
+@njit(inline=True)
+def excess(wait: float, begins: float) -> float:
+    """How much longer a wait (s) is than where the tail begins."""
+    return max(0.0, wait - begins)
 
 
 @njit(allocates=False)
