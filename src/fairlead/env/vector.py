@@ -16,6 +16,7 @@ from fairlead.env.reward_config import HybridReward, SafetyConfig, SojournReward
 from fairlead.env.rewards import Shadow, component_names, make_reward, shadow_router
 from fairlead.env.safety import MONITORS, Monitors
 from fairlead.env.statistics import PERFORMANCE, Performance, RewardLog
+from fairlead.env.tails import Tails
 from fairlead.errors import FairleadError
 from fairlead.simulator import forecast
 from fairlead.simulator.capacity import capacity_rps
@@ -172,6 +173,7 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
         self._slo_ttft_s = np.repeat([s.slo.ttft_s for s in self._dealt], self.group)
         self._slo_tpot_s = np.repeat([s.slo.tpot_s for s in self._dealt], self.group)
         self._new = True
+        self._tails = Tails(self._fleets)
         self._shadow_clusters: Clusters | None = None
 
     @property
@@ -234,6 +236,7 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
             self._scratch: Any = None
         else:
             self.clusters.load(requests, self._seed)
+        self._tail_begins = np.repeat(self._tails.begin(requests, self._seed), self.group)[:, None]
         self.weights = np.array([weights_of(float(f)) for f in self.favor])
         self._watcher = Watcher(self.clusters)
         self._monitors = Monitors(self.safety, self._slo_ttft_s)
@@ -274,16 +277,6 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
     def _observe(self) -> npt.NDArray[np.float32]:
         return features_batch(self.clusters.observe(), self.favor)
 
-    def _share_tails(self) -> None:
-        """Rewards take the tail to begin where it does in the mean of a group.
-
-        What one cluster's late first tokens do to where its own tail begins is slow to show, and noise for
-        every choice in between; what is common to a group cancels in its baseline.
-        """
-        routers = self.clusters.state.routers
-        tails = routers["ttft_tail"].reshape(-1, self.group, routers.shape[1])
-        routers["tail_begins"] = np.repeat(tails.mean(1), self.group, axis=0)
-
     def step(
         self, actions: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.float32], Floats, npt.NDArray[np.bool_], npt.NDArray[np.bool_], dict[str, Any]]:
@@ -291,7 +284,7 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
         before = self.clusters.state.clusters["now"].copy()
         actions = self._connected(np.ascontiguousarray(actions, np.int64))
         self.clusters.route(actions)
-        self._share_tails()
+        self.clusters.state.routers["tail_begins"] = self._tail_begins
         self._reward.routed()
         observation = self._observe()
         elapsed = self.clusters.state.clusters["now"] - before

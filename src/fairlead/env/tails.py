@@ -1,0 +1,56 @@
+"""Where the tail of the TTFTs of an episode is taken to begin, for rewards.
+
+Beyond any q the mean of (TTFT - q)+ / a + q is no less than the mean of the worst share a of all TTFTs, and
+equal to it where q is their quantile (Rockafellar and Uryasev 2000, Optimization of Conditional
+Value-at-Risk). The quantile is that of the whole episode. A router that only looks back finds it too early
+wherever queues grow: then all that waits is beyond it, whatever is done, and to let a few starve for the
+many would be paid for.
+
+So heuristics serve the arrivals first, and the tail is taken to begin where the best of them has it begin:
+policies that are worth training are close to that.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from fairlead.policy.heuristics import Heuristic
+from fairlead.simulator.cluster import Clusters
+from fairlead.simulator.fleet import Fleet
+from fairlead.view.tail import TAIL_SHARE
+from fairlead.workload.requests import Requests
+
+YARDSTICKS = ("least_work", "sticky_until_saturated", "kv_bulkhead")
+"""Each is good at what another is not: unequal replicas, prefixes that are shared, memory that runs out."""
+
+
+class Tails:
+    """Finds where tails begin, in clusters of its own."""
+
+    def __init__(self, fleets: Sequence[Fleet]) -> None:
+        """For episodes in clusters of these `fleets`."""
+        self._fleets = fleets
+        self._clusters: Clusters | None = None
+
+    def begin(self, requests: Sequence[Requests], seed: int) -> npt.NDArray[np.float64]:
+        """(len(fleets),) seconds, for an episode with these requests in each cluster."""
+        return np.min([self._under(Heuristic(name), requests, seed) for name in YARDSTICKS], axis=0)
+
+    def _under(self, router: Heuristic, requests: Sequence[Requests], seed: int) -> npt.NDArray[np.float64]:
+        """The quantile under a router, after all has been served; infinite if too much never is."""
+        if self._clusters is None:
+            self._clusters = Clusters(self._fleets, requests, seed=seed)
+        else:
+            self._clusters.load(requests, seed)
+        clusters = self._clusters
+        router.reset(clusters.K, clusters.R, seed)
+        while True:
+            view = clusters.observe()
+            if clusters.done:
+                break
+            clusters.route(router.route(view))
+        clusters.drain()
+        rows = clusters.state.requests
+        ttft = np.nan_to_num(rows["first_token"] - rows["arrival"], nan=np.inf)
+        return np.quantile(ttft, 1.0 - TAIL_SHARE, axis=1, method="higher")
