@@ -213,9 +213,9 @@ def test_the_areas_add_up_to_the_latencies(happens: Faults, seed: int, rate: flo
     choose = chooser(seed)
     total, areas = np.zeros(3), np.zeros((1, 3))
     view, last = cluster.observe(), float(cluster.state.clusters["now"][0])
+    cluster.state.clusters["tail_begins"] = begins
     while not cluster.done:
         cluster.route(np.array([choose(view)]))
-        cluster.state.routers["tail_begins"] = begins
         view = cluster.observe()
         if not cluster.done:
             now = cluster.state.clusters["now"]

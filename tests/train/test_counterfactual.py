@@ -51,8 +51,10 @@ def replayed(env: RouterVectorEnv, steps: int, c: int, action: int, then: int, c
     rows = state.requests[c][: known + 1 + then]
     rows = rows[rows["finish"] > now]
     w = other.weights[c]
-    waits = w[0] * (rows["first_token"] - now) + w[1] * (rows["finish"] - now) + w[2] * rows["tail_cost"]
-    return float(waits.sum())
+    waits = w[0] * (rows["first_token"] - now) + w[1] * (rows["finish"] - now)
+    begins = state.clusters["tail_begins"][c]
+    late = np.maximum(rows["first_token"] - rows["arrival"] - begins, 0.0)
+    return float((waits + w[2] * (0.02 * begins + late)).sum())
 
 
 def test_a_price_is_what_a_run_that_takes_the_choice_costs() -> None:

@@ -133,9 +133,7 @@ def route_one(state: State, c: int, count: int, action: int) -> bool:
     request.sent = cluster.now
     if request.home != 0:
         state.homes[c, request.home] = action
-    router = state.routers[c, request.router]
-    router.decisions += 1
-    router.tail_begins = router.ttft_tail
+    state.routers[c, request.router].decisions += 1
     engine.enqueue(state, k, c, i)
     ledger.routed(state, k, c, i)
     if i == cluster.arrived:
@@ -203,8 +201,8 @@ def waiting_areas(state: State, now: npt.NDArray[np.float64], out: npt.NDArray[n
     """Integrals since the last decision of (requests awaiting their first token, requests in system).
 
     `now` (K,) is the time up to which the clusters were advanced; `out` is (K, 3), in request-seconds. Third
-    comes what they cost by the tail (`view.tail.tail_cost`), which begins where their router's last view had
-    it, or the environment: each second that a request waits beyond that, and a little for each first token.
+    comes what they cost by the tail (`view.tail.tail_cost`), which begins at `tail_begins`: each second that
+    a request waits beyond that, and a little for each first token.
     Exact: a count that falls by one at time x contributes (now - x) less than had it not fallen, and one that
     rises contributes (now - x) more. A request that is lost after its first token takes that event back, with
     what it cost by the tail: it has been waiting for its first token all along.
@@ -228,6 +226,6 @@ def _late(state: State, c: int, now: float) -> float:
     for i in range(cluster.oldest_awaiting, cluster.arrived):
         request = state.requests[c, i]
         if math.isnan(request.first_token):
-            begins = state.routers[c, request.router].tail_begins
-            total += excess(now - request.arrival, begins) - excess(cluster.decided - request.arrival, begins)
+            total += excess(now - request.arrival, cluster.tail_begins)
+            total -= excess(cluster.decided - request.arrival, cluster.tail_begins)
     return total

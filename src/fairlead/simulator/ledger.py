@@ -107,9 +107,9 @@ def saw_first_token(state: State, k: int, c: int, request: Any) -> None:
     router.ttft_counts[tail_bin(ttft)] += 1.0
     cluster.first_tokens += 1
     cluster.first_token_times += request.first_token
-    request.tail_cost = tail_cost(request.first_token - request.arrival, router.tail_begins)
+    cluster.tail_cost += tail_cost(request.first_token - request.arrival, cluster.tail_begins)
     # What it waited too long up to the last decision has been charged.
-    cluster.tail_cost += request.tail_cost - excess(cluster.decided - request.arrival, router.tail_begins)
+    cluster.tail_cost -= excess(cluster.decided - request.arrival, cluster.tail_begins)
 
 
 @njit(inline=True)

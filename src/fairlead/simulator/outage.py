@@ -8,7 +8,7 @@ import math
 from fairlead.compiled import njit
 from fairlead.simulator import block_pool, ledger
 from fairlead.simulator.state import NEVER, NONE, State
-from fairlead.view.tail import excess
+from fairlead.view.tail import excess, tail_cost
 
 
 @njit(allocates=False)
@@ -69,8 +69,8 @@ def _lose(state: State, c: int, i: int) -> None:
         # The time since its first token counts as waiting for it after all: its event is taken back.
         cluster.first_tokens -= 1
         cluster.first_token_times -= request.first_token
-        begins = state.routers[c, request.router].tail_begins
-        cluster.tail_cost += excess(cluster.decided - request.arrival, begins) - request.tail_cost
+        cluster.tail_cost += excess(cluster.decided - request.arrival, cluster.tail_begins)
+        cluster.tail_cost -= tail_cost(request.first_token - request.arrival, cluster.tail_begins)
         cluster.oldest_awaiting = min(cluster.oldest_awaiting, i)
         request.first_token = math.nan
     request.scheduled = math.nan

@@ -25,7 +25,6 @@ REQUEST = np.dtype(
         ("scheduled", "f8"),  # when it was first in a batch; NaN until it happened
         ("first_token", "f8"),  # NaN until it happened
         ("finish", "f8"),  # NaN until it happened
-        ("tail_cost", "f8"),  # of its first token, as of `view.tail`, s
         ("prompt", "i4"),
         ("estimate", "i4"),  # what its router takes the prompt for
         ("output", "i4"),
@@ -127,7 +126,6 @@ ROUTER = np.dtype(
         ("finished", "i8"),
         ("finished_tokens", "i8"),
         ("ttft_tail", "f8"),  # where the tail of its TTFTs begins, as of the last view
-        ("tail_begins", "f8"),  # where rewards take it to begin
         ("ttft_counts", "f8", (BINS,)),  # histogram of `view.tail`
     ],
     align=True,
@@ -192,6 +190,7 @@ CLUSTER = np.dtype(
         ("first_token_times", "f8"),
         ("finishes", "i8"),
         ("finish_times", "f8"),
+        ("tail_begins", "f8"),  # where rewards take the tail of TTFTs to begin, s
         ("tail_cost", "f8"),  # of the first tokens, as of `view.tail`, less what was charged before; s
         ("entered", "i8"),  # requests that arrived while there was no replica to send them to
         ("entered_times", "f8"),
@@ -316,7 +315,6 @@ def clear(state: State) -> None:
         for field in records.dtype.names or ():
             records[field] = 0
     state.routers["ttft_tail"] = TAIL_PRIOR_S
-    state.routers["tail_begins"] = TAIL_PRIOR_S
     for field in ("oldest", "newest"):
         state.ledgers[field] = NONE
     state.phases[:] = 0
@@ -324,6 +322,7 @@ def clear(state: State) -> None:
         if field not in ("scrape_interval", "max_tokens", "random"):
             clusters[field] = 0
     clusters["scraped_at"] = -1.0
+    clusters["tail_begins"] = TAIL_PRIOR_S
     clusters["available"] = len(replicas) // len(clusters)
     for field in ("at_hand", "retry_head"):
         clusters[field] = NONE
@@ -333,7 +332,7 @@ def clear(state: State) -> None:
     requests["generated"] = 0
     requests["preemptions"] = 0
     requests["retries"] = 0
-    for field in ("hit", "cached", "expected_hit", "tail_cost"):
+    for field in ("hit", "cached", "expected_hit"):
         requests[field] = 0
     for field in ("replica", "next_waiting", "next_routed"):
         requests[field] = NONE

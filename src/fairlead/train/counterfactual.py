@@ -30,6 +30,7 @@ from fairlead.simulator.state import NONE, State
 from fairlead.view.features import NUM_FEATURES, features
 from fairlead.view.prefixes import PrefixMemory
 from fairlead.view.schema import NUM_REPLICA_COLUMNS, NUM_REQUEST_COLUMNS
+from fairlead.view.tail import tail_cost
 
 Floats = npt.NDArray[np.float64]
 Copies = tuple[npt.NDArray[np.uint8], ...]
@@ -122,7 +123,7 @@ def _cost(twin: State, c: int, requests: int, since: float, weights: Floats) -> 
         finish = since + LOST_S if math.isnan(request.finish) else request.finish
         first = since + LOST_S if math.isnan(request.first_token) else request.first_token
         cost += weights[0] * (first - since) + weights[1] * (finish - since)
-        cost += weights[2] * request.tail_cost
+        cost += weights[2] * tail_cost(first - request.arrival, twin.clusters[c].tail_begins)
     return cost
 
 
