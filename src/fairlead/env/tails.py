@@ -18,6 +18,8 @@ from fairlead.simulator.fleet import Fleet
 from fairlead.view.tail import TAIL_SHARE
 from fairlead.workload.requests import Requests
 
+Floats = npt.NDArray[np.float64]
+
 YARDSTICKS = ("least_work", "sticky_until_saturated", "kv_bulkhead")
 """Each is good at what another is not: unequal replicas, prefixes that are shared, memory that runs out."""
 
@@ -30,11 +32,13 @@ class Tails:
         self._fleets = fleets
         self._clusters: Clusters | None = None
 
-    def begin(self, requests: Sequence[Requests], seed: int) -> npt.NDArray[np.float64]:
+    def begin(self, requests: Sequence[Requests], seed: int) -> Floats:
         """(len(fleets),) seconds, for an episode with these requests in each cluster."""
-        return np.min([self._under(Heuristic(name), requests, seed) for name in YARDSTICKS], axis=0)
+        under = np.array([self._under(Heuristic(name), requests, seed) for name in YARDSTICKS])
+        best: Floats = under.min(0)
+        return best
 
-    def _under(self, router: Heuristic, requests: Sequence[Requests], seed: int) -> npt.NDArray[np.float64]:
+    def _under(self, router: Heuristic, requests: Sequence[Requests], seed: int) -> Floats:
         """The quantile under a router, after all has been served; infinite if too much never is."""
         if self._clusters is None:
             self._clusters = Clusters(self._fleets, requests, seed=seed)
@@ -50,4 +54,5 @@ class Tails:
         clusters.drain()
         rows = clusters.state.requests
         ttft = np.nan_to_num(rows["first_token"] - rows["arrival"], nan=np.inf)
-        return np.quantile(ttft, 1.0 - TAIL_SHARE, axis=1, method="higher")
+        begins: Floats = np.quantile(ttft, 1.0 - TAIL_SHARE, axis=1, method="higher")
+        return begins
