@@ -39,6 +39,13 @@ def test_a_tail_begins_where_the_best_heuristic_has_it_begin_in_the_whole_episod
     np.testing.assert_array_equal(tails.begin(requests, 0), found)  # the clusters are used again
 
 
+def test_where_replicas_die_everything_is_served_all_the_same() -> None:
+    dies = ({"kind": "outage", "replica": "any", "start_s": 1, "duration_s": 3, "every_s": 5},)
+    scenario = load_scenario("chat-unequal").replace(faults=dies)
+    arrivals = generate(scenario, requests=400, rate=20.0, seed=1, split="train")
+    assert 1.0 < Tails([build_fleet(scenario)]).begin([arrivals], 0)[0] < 100.0
+
+
 @pytest.mark.parametrize("load", [0.6, 1.2])
 def test_a_group_is_charged_from_the_mean_of_its_tails_or_that_of_the_whole_episode(load: float) -> None:
     env = RouterVectorEnv(

@@ -39,7 +39,7 @@ class Tails:
         return best
 
     def _under(self, router: Heuristic, requests: Sequence[Requests], seed: int) -> Floats:
-        """The quantile under a router, after all has been served; infinite if too much never is."""
+        """The quantile under a router, after all has been served."""
         if self._clusters is None:
             self._clusters = Clusters(self._fleets, requests, seed=seed)
         else:
@@ -52,7 +52,6 @@ class Tails:
                 break
             clusters.route(router.route(view))
         clusters.drain()
-        rows = clusters.state.requests
-        ttft = np.nan_to_num(rows["first_token"] - rows["arrival"], nan=np.inf)
+        ttft = clusters.state.requests["first_token"] - clusters.state.requests["arrival"]
         begins: Floats = np.quantile(ttft, 1.0 - TAIL_SHARE, axis=1, method="higher")
         return begins
