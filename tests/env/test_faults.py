@@ -69,12 +69,11 @@ def test_teachers_never_name_a_dead_replica(privileged: bool) -> None:
     assert seen > 20
 
 
-def test_the_rewards_of_an_episode_are_its_latencies(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rewards_of_an_episode_are_its_latencies() -> None:
     """Up to the last decision, over all that had arrived by then, whatever was lost on the way."""
     env = faulty(200)
     env.reset(seed=3)
     env.clusters.state.clusters["tail_begins"] = begins = 1.5  # where many requests are later
-    monkeypatch.setattr(env, "_place_tails", lambda: None)
     draw = np.random.default_rng(3)
     total = np.zeros(8)
     for _ in range(199):

@@ -1,10 +1,13 @@
-"""Where the tail of the TTFTs of an episode begins under the best of some heuristics, for rewards.
+"""Where the tail of the TTFTs of an episode is taken to begin, for rewards.
 
 Beyond any q the mean of (TTFT - q)+ / a + q is no less than the mean of the worst share a of all TTFTs, and
 equal to it where q is their quantile (Rockafellar and Uryasev 2000, Optimization of Conditional
-Value-at-Risk). The quantile is that of the whole episode. A router that only looks back finds it too early
-wherever queues grow: then all that waits is beyond it, whatever is done, and to let a few starve for the
-many would be paid for. So heuristics serve the arrivals first.
+Value-at-Risk). So q should be the quantile of the whole episode, and must not follow the policy that is paid
+by it: where q is that of its own TTFTs so far, to let a few starve moves q and makes it cheap, and where
+queues grow all that waits is beyond what was seen before, whatever is done (docs/experiments.md has both).
+
+So heuristics serve the arrivals first, and the tail begins where the best of them has it begin in the end:
+policies that are worth training are close to that.
 """
 
 from collections.abc import Sequence

@@ -236,18 +236,19 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
             self._scratch: Any = None
         else:
             self.clusters.load(requests, self._seed)
-        self._whole_tails = self._tails.begin(requests, self._seed)
+        tails = self._tails.begin(requests, self._seed)
+        self.clusters.state.clusters["tail_begins"] = np.repeat(tails, self.group)
         self.weights = np.array([weights_of(float(f)) for f in self.favor])
         self._watcher = Watcher(self.clusters)
         self._monitors = Monitors(self.safety, self._slo_ttft_s)
         objectives = Objectives(self.weights, self._slo_ttft_s, self._slo_tpot_s)
         self._reward = make_reward(
-            self.reward_config, objectives, self._reward_log, self._shadow(requests), self.group
+            self.reward_config, objectives, self._reward_log, self._shadow(requests, tails), self.group
         )
         self._decisions = 0
         self._episode += 1
 
-    def _shadow(self, requests: list[Requests]) -> Shadow | None:
+    def _shadow(self, requests: list[Requests], tails: Floats) -> Shadow | None:
         """One cluster for each group, with its arrivals, under the reward's baseline router."""
         if self._shadow_router is None:
             return None
@@ -255,7 +256,7 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
             self._shadow_clusters = Clusters(self._fleets, requests, group=1, seed=self._seed)
         else:
             self._shadow_clusters.load(requests, self._seed)
-        self._shadow_clusters.state.clusters["tail_begins"] = self._whole_tails
+        self._shadow_clusters.state.clusters["tail_begins"] = tails
         return Shadow(self._shadow_clusters, self._shadow_router, self._seed)
 
     def reset(
@@ -278,16 +279,6 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
     def _observe(self) -> npt.NDArray[np.float32]:
         return features_batch(self.clusters.observe(), self.favor)
 
-    def _place_tails(self) -> None:
-        """Rewards take the tail to begin where it did lately in the mean of a group, or in the whole episode.
-
-        What one cluster's late first tokens do to where its own tail begins is slow to show, and noise for
-        every choice in between; what is common to a group cancels in its baseline.
-        """
-        state = self.clusters.state
-        lately = state.routers["ttft_tail"].reshape(len(self._whole_tails), -1).mean(1)
-        state.clusters["tail_begins"] = np.repeat(np.maximum(lately, self._whole_tails), self.group)
-
     def step(
         self, actions: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.float32], Floats, npt.NDArray[np.bool_], npt.NDArray[np.bool_], dict[str, Any]]:
@@ -295,7 +286,6 @@ class RouterVectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], 
         before = self.clusters.state.clusters["now"].copy()
         actions = self._connected(np.ascontiguousarray(actions, np.int64))
         self.clusters.route(actions)
-        self._place_tails()
         self._reward.routed()
         observation = self._observe()
         elapsed = self.clusters.state.clusters["now"] - before
