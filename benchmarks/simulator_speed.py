@@ -27,8 +27,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numba
 import numpy as np
 
+from fairlead.env.run import run
 from fairlead.errors import FairleadError
-from fairlead.evaluate.run import run
 from fairlead.policy.heuristics import Heuristic
 from fairlead.simulator.capacity import capacity_rps
 from fairlead.simulator.cluster import Clusters

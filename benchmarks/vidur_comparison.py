@@ -22,8 +22,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 
+from fairlead.env.run import run
 from fairlead.evaluate import vidur
-from fairlead.evaluate.run import run
 from fairlead.policy.catalogue import Entry, find_routers
 from fairlead.simulator.capacity import capacity_rps
 from fairlead.simulator.cluster import Clusters

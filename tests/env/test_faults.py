@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from fairlead.env.run import run
 from fairlead.env.vector import RouterVectorEnv
-from fairlead.evaluate.run import run
 from fairlead.policy.heuristics import Heuristic, Lookahead
 from fairlead.simulator.cluster import Clusters
 from fairlead.simulator.fleet import build_fleet

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from fairlead.env.run import run
 from fairlead.env.tails import YARDSTICKS, Tails
 from fairlead.env.vector import RouterVectorEnv
-from fairlead.evaluate.run import run
 from fairlead.policy.heuristics import Heuristic
 from fairlead.simulator.capacity import capacity_rps
 from fairlead.simulator.cluster import Clusters
@@ -62,7 +62,7 @@ def test_one_tail_for_all_clusters_with_the_same_arrivals_whatever_the_policy_do
     assert (charged != before).all()  # the next episode
 
 
-def test_in_overload_few_are_charged_for_the_tail_and_who_starves_is() -> None:
+def test_in_overload_few_are_charged_for_the_tail() -> None:
     """Queues that grow are no tail: only what waits far longer than others is."""
     env = RouterVectorEnv(["chat-equal"], num_envs=1, group=1, episode_requests=1000, load=(1.3, 1.3))
     env.reset(seed=0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tests.simulator.tables import operator_tables, step_table
 
-from fairlead.evaluate.run import run
+from fairlead.env.run import run
 from fairlead.policy.heuristics import COUNTING, HEURISTICS, Heuristic
 from fairlead.simulator.cluster import Clusters
 from fairlead.simulator.fleet import custom_fleet

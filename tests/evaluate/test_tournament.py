@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fairlead.env.run import run
 from fairlead.errors import FairleadError
 from fairlead.evaluate.per_request import read_requests
 from fairlead.evaluate.results import load_results
-from fairlead.evaluate.run import run
 from fairlead.evaluate.tournament import run_tournament, simulate, simulate_once
 from fairlead.policy.catalogue import find_router
 from fairlead.policy.heuristics import Heuristic

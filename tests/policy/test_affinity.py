@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
-from fairlead.evaluate.run import run
+from fairlead.env.run import run
 from fairlead.evaluate.tournament import simulate
 from fairlead.policy.affinity import IMBALANCE_REQUESTS, SATURATED_S
 from fairlead.policy.catalogue import find_router

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from fairlead.env.run import run
 from fairlead.errors import FairleadError
-from fairlead.evaluate.run import run
 from fairlead.policy.heuristics import Heuristic, Lookahead
 from fairlead.simulator import capacity
 from fairlead.simulator.cluster import Clusters

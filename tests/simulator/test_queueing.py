@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tests.simulator.intervals import interval
 
-from fairlead.evaluate.run import run
+from fairlead.env.run import run
 from fairlead.policy.heuristics import Heuristic
 from fairlead.simulator.cluster import Clusters
 from fairlead.simulator.fleet import Fleet, custom_fleet

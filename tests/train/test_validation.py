@@ -5,7 +5,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
-from fairlead.evaluate.run import run
+from fairlead.env.run import run
 from fairlead.policy.artefact import OnnxRouter
 from fairlead.policy.heuristics import Heuristic
 from fairlead.policy.packaged import policy_path

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import fairlead.view
+from fairlead.env.run import run
 from fairlead.env.vector import RouterVectorEnv
-from fairlead.evaluate.run import run
 from fairlead.policy.heuristics import Heuristic
 from fairlead.simulator.cluster import Clusters
 from fairlead.simulator.fleet import build_fleet

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fairlead.bench import LOAD, SCENARIO, Progress
-from fairlead.evaluate.run import run
+from fairlead.env.run import run
 from fairlead.policy.heuristics import Heuristic
 from fairlead.simulator.capacity import capacity_rps
 from fairlead.simulator.cluster import Clusters

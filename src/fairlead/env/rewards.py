@@ -2,9 +2,9 @@
 
 `sojourn` (default): between two arrivals the cluster pays `w_ttft` for each second that a request spends
 without its first token, `w_e2e` for each second that it spends in the system, and `w_tail` for what it costs
-by the tail of its router's TTFTs while it waits (`fairlead.view.tail.tail_cost`). By Little's law the sum
-over a run is exactly w_ttft * (total TTFT) + w_e2e * (total E2E) + w_tail * (total cost by the tail), as far
-as the tail begins where it did: dense, unbiased and unsaturated.
+by the tail of TTFTs while it waits (`fairlead.view.tail.tail_cost`; where that begins: `fairlead.env.tails`).
+By Little's law the sum over a run is exactly w_ttft * (total TTFT) + w_e2e * (total E2E) + w_tail * (total
+cost by the tail): dense, unbiased and unsaturated.
 
 `hybrid` (`fairlead.env.hybrid`): a weighted sum of many components.
 """

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from fairlead.env.run import run
 from fairlead.policy.heuristics import Heuristic
 from fairlead.simulator.cluster import Clusters
 from fairlead.simulator.fleet import Fleet
@@ -47,14 +48,8 @@ class Tails:
             self._clusters = Clusters(self._fleets, requests, seed=seed)
         else:
             self._clusters.load(requests, seed)
-        clusters = self._clusters
-        router.reset(clusters.K, clusters.R, seed)
-        while True:
-            view = clusters.observe()
-            if clusters.done:
-                break
-            clusters.route(router.route(view))
-        clusters.drain()
-        ttft = clusters.state.requests["first_token"] - clusters.state.requests["arrival"]
+        run(self._clusters, router, seed=seed)
+        rows = self._clusters.state.requests
+        ttft = rows["first_token"] - rows["arrival"]
         begins: Floats = np.quantile(ttft, 1.0 - TAIL_SHARE, axis=1, method="higher")
         return begins

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from fairlead.env.run import run
 from fairlead.errors import FairleadError
 from fairlead.evaluate import vidur
 from fairlead.evaluate.conclusions import build_results
 from fairlead.evaluate.files import prepare_output_directory
 from fairlead.evaluate.per_request import RequestWriter
 from fairlead.evaluate.results import Configuration, Results, RouterInfo, Row, write_results
-from fairlead.evaluate.run import run
 from fairlead.policy.catalogue import ALL_HEURISTICS, Entry, find_router, find_routers
 from fairlead.simulator.capacity import capacity_rps
 from fairlead.simulator.cluster import Clusters

@@ -13,8 +13,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fairlead.env.run import run
 from fairlead.evaluate.quality import REPLICAS_PER_RUN
-from fairlead.evaluate.run import run
 from fairlead.policy.artefact import OnnxRouter
 from fairlead.policy.heuristics import HEURISTICS, Heuristic
 from fairlead.policy.network import NetworkRouter
