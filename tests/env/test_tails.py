@@ -10,6 +10,7 @@ from fairlead.policy.heuristics import Heuristic
 from fairlead.simulator.capacity import capacity_rps
 from fairlead.simulator.cluster import Clusters
 from fairlead.simulator.fleet import build_fleet
+from fairlead.view.schema import IN_FLIGHT
 from fairlead.workload.requests import Requests
 from fairlead.workload.scenario import generate, load_scenario
 
@@ -68,7 +69,7 @@ def test_in_overload_few_are_charged_for_the_tail() -> None:
     env.reset(seed=0)
     for _ in range(999):
         view = env.clusters.view.replicas[0]
-        env.step(np.array([int(view[:, 0].argmin())]))
+        env.step(np.array([int(view[:, IN_FLIGHT].argmin())]))
     requests = env.clusters.state.requests[0]
     begins = env.clusters.state.clusters["tail_begins"][0]
     late = np.fmin(requests["first_token"], env.clusters.state.clusters["now"][0]) - requests["arrival"]
